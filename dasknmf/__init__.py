@@ -1,0 +1,29 @@
+"""Non-negative matrix factorisation of matrices too big for one machine, on Dask and Zarr."""
+
+from dasknmf.estimator import NMF
+from dasknmf.numerics.errors import (
+    ClusterError,
+    DataError,
+    FactorWarning,
+    ParameterError,
+    StoreError,
+)
+from dasknmf.numerics.stopping import Outcome
+from dasknmf.passes import PassInfo
+from dasknmf.results import load
+from dasknmf.storage.matrices import open_matrix
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "NMF",
+    "ClusterError",
+    "DataError",
+    "FactorWarning",
+    "Outcome",
+    "ParameterError",
+    "PassInfo",
+    "StoreError",
+    "load",
+    "open_matrix",
+]

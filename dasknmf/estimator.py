@@ -1,0 +1,460 @@
+"""The estimator: scikit-learn's interface of NMF over the passes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from numbers import Integral, Real
+from typing import Any, Self
+
+import dask.array as da
+import numpy as np
+import scipy.sparse as sp
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from dasknmf import passes, progress, results
+from dasknmf.numerics.errors import DataError, FactorWarning, ParameterError
+from dasknmf.numerics.kernels import Array
+from dasknmf.numerics.losses import Loss, make_loss
+from dasknmf.numerics.penalties import Penalty, make_penalties
+from dasknmf.numerics.solvers import Solver, make_solver
+from dasknmf.numerics.stopping import Outcome, RelativeChange
+from dasknmf.numerics.terms import Normal
+from dasknmf.numerics.work import SolveRows
+from dasknmf.parallel import inputs, make_executor, starts
+from dasknmf.parallel.executors import Executor
+from dasknmf.parallel.slabs import Slabs, cut
+
+
+class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Non-negative matrix factorisation X ≈ W H, out of core and on clusters.
+
+    Minimises, over W >= 0 (n_samples × k) and H >= 0 (k × n_features),
+
+        D(X | WH) + alpha_W n_features (l1_ratio ||W||_1 + (1 - l1_ratio)/2 ||W||²)
+                  + alpha_H n_samples  (l1_ratio ||H||_1 + (1 - l1_ratio)/2 ||H||²)
+
+    with D the beta divergence (1/2 ||X - WH||² by default). Parameters that
+    ``sklearn.decomposition.NMF`` has, too, mean the same here.
+
+    Parameters
+    ----------
+    n_components : int, None or 'auto', default='auto'
+        Number of components k. 'auto': that of W or H where they are given, else n_features.
+        None: n_features.
+    init : {'random', 'nndsvd', 'nndsvda', 'nndsvdar', 'custom'} or None, default=None
+        Start. 'custom' takes W and H from ``fit``, or one of them. The nndsvd family costs two
+        reads of X. None: 'random' for ``als``, else 'nndsvda' (and 'random' where
+        n_components > min(n_samples, n_features)).
+    solver : {'auto', 'als', 'hals', 'pg', 'mu', 'cd'}, default='auto'
+        ``als`` solves every row exactly and carries nothing between passes; ``hals`` (which
+        scikit-learn calls 'cd'), ``pg`` and ``mu`` take a few steps a pass. 'auto': ``als`` for
+        'frobenius', else ``mu``.
+    beta_loss : float or {'frobenius', 'kullback-leibler', 'itakura-saito'}, default='frobenius'
+        Loss. Other than 'frobenius' needs ``mu``; beta <= 0 needs X > 0.
+    tol : float, default=1e-4
+        Stop when the objective falls by at most ``tol`` of itself in each of two passes in a
+        row. 0: run ``max_iter`` passes.
+    max_iter : int, default=200
+        Passes over X at most.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the start. With an int the result has the same bits on any number of workers.
+    alpha_W, alpha_H : float, default=0.0 and 'same'
+        Weights of the penalties. alpha_H='same' takes alpha_W.
+    l1_ratio : float, default=0.0
+        Mix of the penalties: 0 is L2, 1 is L1.
+    verbose : int, default=0
+        1 shows a progress bar with the loss and the time left.
+    shuffle : bool, default=False
+        Accepted for scikit-learn's sake. The order of coordinates is always fixed here.
+    callbacks : sequence of callables or None, default=None
+        Each is called after every pass with a :class:`dasknmf.PassInfo`; the fit stops after a
+        pass for which one returns True.
+
+    Attributes
+    ----------
+    components_ : ndarray of shape (k, n_features)
+        H.
+    W_ : ndarray or dask.array of shape (n_samples, k)
+        What ``fit_transform`` returned; absent after ``fit``.
+    reconstruction_err_ : float
+        sqrt(2 D(X | WH)) of the returned factors: ||X - WH|| for 'frobenius'.
+    n_iter_ : int
+        Passes done.
+    history_ : dict of ndarray
+        One entry a pass: 'pass', 'reads' (of X so far), 'loss' D, 'objective' (with penalties),
+        'relative_error' (||X - WH|| / ||X||, nan for other losses), 'seconds' since the start.
+        With ``als`` the last entry is the read that solves the final rows.
+    outcome_ : Outcome
+        Why the fit ended; ``outcome_.value`` is the message.
+    fingerprint_ : str
+        Digest of X's shape, dtype and values, slab by slab.
+    n_components_, n_features_in_ : int
+        k and the number of columns of X.
+    feature_names_in_ : ndarray of str
+        Column names, where X is a data frame.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dasknmf import NMF
+    >>> X = np.array([[1.0, 1], [2, 1], [3, 1.2], [4, 1], [5, 0.8], [6, 1]])
+    >>> model = NMF(n_components=2, random_state=0)
+    >>> W = model.fit_transform(X)
+    >>> float(abs(X - W @ model.components_).max()) < 1e-6
+    True
+    """
+
+    def __init__(
+        self,
+        n_components: int | str | None = "auto",
+        *,
+        init: str | None = None,
+        solver: str = "auto",
+        beta_loss: str | float = "frobenius",
+        tol: float = 1e-4,
+        max_iter: int = 200,
+        random_state: Any = None,
+        alpha_W: float = 0.0,
+        alpha_H: float | str = "same",
+        l1_ratio: float = 0.0,
+        verbose: int = 0,
+        shuffle: bool = False,
+        callbacks: Sequence[passes.Callback] | None = None,
+    ) -> None:
+        self.n_components = n_components
+        self.init = init
+        self.solver = solver
+        self.beta_loss = beta_loss
+        self.tol = tol
+        self.max_iter = max_iter
+        self.random_state = random_state
+        self.alpha_W = alpha_W
+        self.alpha_H = alpha_H
+        self.l1_ratio = l1_ratio
+        self.verbose = verbose
+        self.shuffle = shuffle
+        self.callbacks = callbacks
+
+    def fit(
+        self, X: Any, y: Any = None, *, W: Any = None, H: Any = None, client: Any = None
+    ) -> Self:
+        """Learn the components of X.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_features)
+            numpy, scipy.sparse, Dask (numpy or scipy.sparse chunks), zarr, xarray.DataArray,
+            AnnData or a data frame; finite and >= 0.
+        y : ignored
+        W, H : arrays of shape (n_samples, k) and (k, n_features)
+            Start for init='custom'.
+        client : distributed.Client, optional
+            Cluster to use; by default the active client if there is one, else threads.
+
+        Raises
+        ------
+        DataError, ParameterError
+            Both are ValueError. Nothing of the estimator has changed then but ``n_features_in_``.
+        """
+        self._fit(X, W, H, client, keep_rows=False)
+        self.__dict__.pop("W_", None)
+        return self
+
+    def fit_transform(
+        self, X: Any, y: Any = None, W: Any = None, H: Any = None, *, client: Any = None
+    ) -> Any:
+        """Learn the components of X and give W.
+
+        Returns
+        -------
+        W : array of shape (n_samples, k)
+            A Dask array with the row chunks of X, its blocks on the workers, where X is one;
+            else numpy. Parameters as for ``fit``.
+        """
+        self.W_ = self._fit(X, W, H, client, keep_rows=True)
+        return self.W_
+
+    def _fit(self, X: Any, W: Any, H: Any, client: Any, *, keep_rows: bool) -> Any:
+        loss, solver = self._check_parameters()
+        X = self._validated(X, reset=True)
+        k = self._count_components(X.shape, W, H)
+        slabs = cut(X)
+        factors = self._custom_factors(X.shape, k, W, H)
+        long, short = factors[::-1] if slabs.transposed else factors
+        penalties = make_penalties(self.alpha_W, self.alpha_H, self.l1_ratio, X.shape)
+        request = starts.Request(
+            n_components=k,
+            init=self._choose_init(solver, k, X.shape),
+            seed=_seed(self.random_state),
+            loss=loss,
+            solver=solver,
+            penalties=penalties[::-1] if slabs.transposed else penalties,
+            long=None if long is None else (long.T if slabs.transposed else long),
+            short=None if short is None else (short if slabs.transposed else short.T),
+        )
+        with ExitStack() as stack:
+            callbacks = tuple(self.callbacks or ())
+            if self.verbose:
+                callbacks += (stack.enter_context(progress.bar(self.max_iter)),)
+            executor = stack.enter_context(make_executor(slabs, client))
+            settings = passes.Settings(
+                start=request,
+                stop=RelativeChange(float(self.tol)),
+                max_iter=int(self.max_iter),
+                keep_rows=keep_rows,
+                name=type(self).__name__,
+                callbacks=callbacks,
+            )
+            found = passes.fit(executor, settings)
+            return self._take(found, executor, X if keep_rows else None, k)
+
+    def _take(self, found: passes.Result, executor: Executor, X: Any, k: int) -> Any:
+        """Set the fitted attributes; give W where X is given."""
+        slabs = executor.slabs
+        if slabs.transposed:
+            assert found.rows is not None
+            self.components_ = np.concatenate([r[0] for r in executor.fetch(found.rows)]).T.copy()
+        else:
+            self.components_ = found.short.T.copy()
+        self.n_components_ = k
+        self.reconstruction_err_ = make_loss(self.beta_loss).error(found.loss)
+        self.n_iter_ = found.n_iter
+        self.history_ = found.history
+        self.outcome_ = found.outcome
+        self.fingerprint_ = found.inspection.fingerprint(slabs.shape, slabs.dtype)
+        self._n_samples = slabs.shape[slabs.transposed]
+        self._warn(found)
+        return None if X is None else results.rows_of(found, executor, X)
+
+    def _warn(self, found: passes.Result) -> None:
+        if found.outcome is Outcome.MAX_ITER and self.tol > 0:
+            objective = found.history["objective"]
+            falls = abs(objective[-2] / objective[-1] - 1) if len(objective) > 1 else np.nan
+            warnings.warn(
+                f"Maximum number of iterations {self.max_iter} reached before tol={self.tol:g} was "
+                f"(the last pass lowered the objective by {falls:.2g} of itself). Increase "
+                "max_iter, or tol, to improve convergence or to accept less.",
+                ConvergenceWarning,
+                stacklevel=5,
+            )
+        dead = int(np.sum(~self.components_.any(axis=1)))
+        if dead and found.inspection.positive:
+            warnings.warn(
+                f"{dead} of {self.n_components_} components are zero: X needs no more than "
+                f"{self.n_components_ - dead}, or the penalties are too strong. Use a smaller "
+                "n_components or alpha.",
+                FactorWarning,
+                stacklevel=5,
+            )
+
+    def transform(self, X: Any, *, client: Any = None) -> Any:
+        """Give W for X with the components as they are, each row on its own.
+
+        Returns
+        -------
+        W : array of shape (n_samples, k)
+            Where X is a Dask array, a lazy one with its row chunks: nothing is read until it is
+            computed. Else numpy.
+
+        Raises
+        ------
+        DataError
+            X has another number of features, or bad values (for Dask: when computed).
+        NotFittedError
+            Before ``fit``.
+        """
+        check_is_fitted(self)
+        X = self._validated(X, reset=False)
+        slabs = cut(X, whole_rows=True)
+        work = self._row_work(slabs, X.shape[0])
+        if inputs.is_dask(X):
+            return results.lazy_rows(slabs, work, X, type(self).__name__)
+        with make_executor(slabs, client) as executor:
+            return np.concatenate(passes.solve_rows(executor, work, type(self).__name__))
+
+    def _row_work(self, slabs: Slabs, n_samples: int) -> SolveRows:
+        loss = make_loss(self.beta_loss)
+        solver = make_solver("auto", loss)  # rows given H are a convex problem: solved, not stepped
+        shape = (n_samples, self.n_features_in_)
+        penalty: Penalty = make_penalties(self.alpha_W, self.alpha_H, self.l1_ratio, shape)[0]
+        fixed = np.ascontiguousarray(self.components_.T, dtype=slabs.dtype)
+        return SolveRows(loss, solver, penalty, (fixed,), int(self.max_iter), float(self.tol))
+
+    def inverse_transform(self, X: Any) -> Any:
+        """Give the approximation W H of the data for W = ``X``, (n_samples, n_features).
+
+        Lazy where ``X`` is a Dask array.
+        """
+        check_is_fitted(self)
+        if not inputs.is_dask(X):
+            X = X if sp.issparse(X) else check_array(X, dtype=[np.float64, np.float32])
+        if X.shape[1] != self.n_components_:
+            raise DataError(
+                f"W has {X.shape[1]} columns, but {type(self).__name__} has {self.n_components_} "
+                "components. Pass what transform() or fit_transform() gave."
+            )
+        return X @ self.components_
+
+    def save(self, store: Any, *, W: Any = None, overwrite: bool = False) -> None:
+        """Write the model to one Zarr v3 group, which ``xarray.open_zarr`` opens.
+
+        Parameters
+        ----------
+        store : str, path or zarr store
+            Where to: a folder, or a URL that fsspec knows.
+        W : array of shape (n_samples, k), optional
+            Written along; by default ``W_`` where there is one.
+        overwrite : bool
+            Replace what is there.
+
+        Raises
+        ------
+        StoreError
+            The path exists; nothing was written.
+        """
+        check_is_fitted(self)
+        results.save(self, store, getattr(self, "W_", None) if W is None else W, overwrite)
+
+    def _check_parameters(self) -> tuple[Loss, Solver]:
+        _expect_integer("max_iter", self.max_iter, 1)
+        if not isinstance(self.tol, Real) or not np.isfinite(self.tol) or self.tol < 0:
+            raise ParameterError(f"tol={self.tol!r}; expected a finite number >= 0.")
+        if self.init is not None and self.init not in starts.NAMES:
+            raise ParameterError(
+                f"init={self.init!r} is unknown; expected None or one of {list(starts.NAMES)}."
+            )
+        if isinstance(self.n_components, str):
+            if self.n_components != "auto":
+                raise ParameterError(
+                    f"n_components={self.n_components!r}; expected an integer >= 1, None or 'auto'."
+                )
+        elif self.n_components is not None:
+            _expect_integer("n_components", self.n_components, 1)
+        loss = make_loss(self.beta_loss)
+        solver = make_solver(self.solver, loss)
+        make_penalties(self.alpha_W, self.alpha_H, self.l1_ratio, (1, 1))
+        check_random_state(self.random_state)
+        if solver.name == "mu" and self.init == "nndsvd":
+            warnings.warn(
+                "solver='mu' can't move the exact zeros of init='nndsvd'. Use 'nndsvda' or "
+                "'nndsvdar'.",
+                UserWarning,
+                stacklevel=4,
+            )
+        return loss, solver
+
+    def _validated(self, X: Any, *, reset: bool) -> Any:
+        """Give X as numpy, scipy CSR/CSC or Dask; values are looked at while it is read."""
+        X = inputs.unwrap(X)
+        inputs.refuse_early(X)
+        if not inputs.is_dask(X):
+            return validate_data(
+                self,
+                X,
+                reset=reset,
+                accept_sparse=("csr", "csc"),
+                dtype=[np.float64, np.float32],
+                ensure_all_finite=False,
+            )
+        X = inputs.checked_dask(X)
+        if reset:
+            self.n_features_in_ = X.shape[1]
+            self.__dict__.pop("feature_names_in_", None)
+        elif X.shape[1] != self.n_features_in_:
+            raise DataError(
+                f"X has {X.shape[1]} features, but {type(self).__name__} is expecting "
+                f"{self.n_features_in_} features as input."
+            )
+        return X
+
+    def _count_components(self, shape: tuple[int, int], W: Any, H: Any) -> int:
+        if self.n_components not in (None, "auto"):
+            k = int(self.n_components)  # type: ignore[arg-type]
+            if k > min(shape):
+                warnings.warn(
+                    f"n_components={k} is larger than min(n_samples, n_features)={min(shape)}: "
+                    "fewer reproduce X exactly.",
+                    FactorWarning,
+                    stacklevel=4,
+                )
+            return k
+        if self.n_components == "auto" and self.init == "custom":
+            if H is not None:
+                return int(np.shape(H)[0])
+            if W is not None:
+                return int(W.shape[1])
+        return shape[1]
+
+    def _choose_init(self, solver: Solver, k: int, shape: tuple[int, int]) -> str:
+        if self.init is not None:
+            return self.init
+        return "nndsvda" if solver.carries_rows and k <= min(shape) else "random"
+
+    def _custom_factors(self, shape: tuple[int, int], k: int, W: Any, H: Any) -> tuple[Any, Any]:
+        """Check W and H against the data; (None, None) unless they are to be used."""
+        if self.init != "custom":
+            if W is not None or H is not None:
+                warnings.warn(
+                    "W and H are used with init='custom' only, and ignored here.",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+            return None, None
+        if W is None and H is None:
+            raise ParameterError(
+                "init='custom' needs W, H or both: fit_transform(X, W=..., H=...)."
+            )
+        checked = [
+            None if factor is None else _checked_factor(name, factor, expected)
+            for name, factor, expected in (("W", W, (shape[0], k)), ("H", H, (k, shape[1])))
+        ]
+        return checked[0], checked[1]
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.components_.shape[0])
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.positive_only = True
+        tags.input_tags.sparse = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+def _expect_integer(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral) or value < least:
+        raise ParameterError(f"{name}={value!r}; expected an integer >= {least}.")
+
+
+def _seed(random_state: Any) -> int:
+    if isinstance(random_state, Integral):
+        return int(random_state)
+    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+
+def _checked_factor(name: str, factor: Any, expected: tuple[int, int]) -> Array:
+    """Give a custom factor as numpy, or raise an error that says what is wrong with it."""
+    array = np.asarray(factor.compute() if isinstance(factor, da.Array) else factor)
+    if array.shape != expected:
+        raise ParameterError(
+            f"custom {name} has shape {array.shape}; expected {expected}: "
+            + ("(n_samples, k)." if name == "W" else "(k, n_features).")
+        )
+    if array.dtype.kind not in "biuf":
+        raise ParameterError(f"custom {name} has dtype {array.dtype}; expected real numbers.")
+    for what, wrong in (("NaN", np.isnan(array)), ("inf", np.isinf(array)), ("negative", array < 0)):
+        if wrong.any():
+            first = tuple(int(i) for i in np.argwhere(wrong)[0])
+            raise ParameterError(
+                f"custom {name} has {int(wrong.sum())} {what} values, the first at {first}; "
+                "expected finite values >= 0."
+            )
+    if not array.any():
+        raise ParameterError(f"custom {name} is all zero, a start that nothing can leave.")
+    return array

@@ -1,0 +1,139 @@
+"""Validation and fingerprint of V, slab by slab, while V is read for the first real work."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dasknmf.numerics import kernels
+from dasknmf.numerics.errors import DataError
+from dasknmf.numerics.kernels import Slab
+
+KINDS = ("NaN", "infinity (inf)", "negative")
+ADVICE = {
+    "NaN": "Fill or drop the missing values first.",
+    "infinity (inf)": "Replace them by finite numbers first.",
+    "negative": "Non-negative factorisation needs values >= 0: shift, clip or take magnitudes.",
+}
+
+
+class Place(NamedTuple):
+    """Where a slab sits: its number and its rows ``start:stop`` of the streamed matrix."""
+
+    index: int
+    start: int
+    stop: int
+
+
+class Finding(NamedTuple):
+    """Bad values of one kind: how many, and where the first one is."""
+
+    count: int
+    place: Place | None
+    row: int
+    column: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What one walk over the values tells. ``merge`` puts slabs together in their order."""
+
+    findings: tuple[Finding, ...]
+    rows: int
+    stored: int
+    positive: int
+    total: float
+    squares: float
+    maximum: float
+    checksums: tuple[int, ...]
+
+    @staticmethod
+    def merge(parts: Sequence[Inspection]) -> Inspection:
+        """Add counts and sums; keep the first place of each kind."""
+        findings = []
+        for kind in range(len(KINDS)):
+            found = [p.findings[kind] for p in parts if p.findings[kind].count]
+            first = min(found, key=lambda f: (f.row, f.column)) if found else Finding(0, None, 0, 0)
+            findings.append(first._replace(count=sum(f.count for f in found)))
+        return Inspection(
+            findings=tuple(findings),
+            rows=sum(p.rows for p in parts),
+            stored=sum(p.stored for p in parts),
+            positive=sum(p.positive for p in parts),
+            total=float(sum(p.total for p in parts)),
+            squares=float(sum(p.squares for p in parts)),
+            maximum=max(p.maximum for p in parts),
+            checksums=tuple(c for p in parts for c in p.checksums),
+        )
+
+    @property
+    def bad(self) -> bool:
+        """Whether any value is NaN, infinite or negative."""
+        return any(f.count for f in self.findings)
+
+    def fingerprint(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> str:
+        """Digest of shape, dtype and the checksums of the slabs, which depend on the slabs."""
+        text = f"{shape} {dtype.str} {self.rows} {self.checksums}"
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def raise_if_bad(self, transposed: bool, name: str) -> None:
+        """Raise :class:`DataError` that names kind, count and place of the bad values."""
+        if not self.bad:
+            return
+        lines = []
+        for kind, found in zip(KINDS, self.findings, strict=True):
+            if found.place is None:
+                continue
+            row, column = (found.column, found.row) if transposed else (found.row, found.column)
+            side = "columns" if transposed else "rows"
+            index, start, stop = found.place
+            lines.append(
+                f"{found.count} {kind} value{'s' * (found.count > 1)}, the first at row {row}, "
+                f"column {column} (slab {index}: {side} {start} to {stop - 1}). {ADVICE[kind]}"
+            )
+        only_negative = not (self.findings[0].count or self.findings[1].count)
+        start_of_line = f"Negative values in data passed to {name}: X" if only_negative else "X"
+        raise DataError(f"{start_of_line} has " + " It also has ".join(lines))
+
+
+def inspect_slab(V: Slab, place: Place) -> Inspection:
+    """Walk over the values of one slab (dense or CSR), in the streamed orientation."""
+    values = V.data if kernels.is_sparse(V) else V
+    counts, first, sums = kernels.inspect_values(values)
+    findings = []
+    for kind in range(len(KINDS)):
+        at = int(first[kind])
+        if at < 0:
+            findings.append(Finding(0, None, 0, 0))
+            continue
+        if kernels.is_sparse(V):
+            row = int(np.searchsorted(V.indptr, at, side="right")) - 1
+            column = int(V.indices[at])
+        else:
+            row, column = divmod(at, V.shape[1])
+        findings.append(Finding(int(counts[kind]), place, place.start + row, column))
+    return Inspection(
+        findings=tuple(findings),
+        rows=V.shape[0],
+        stored=int(values.size),
+        positive=int(counts[3]),
+        total=float(sums[0]),
+        squares=float(sums[1]),
+        maximum=float(sums[2]),
+        checksums=(_checksum(V),),
+    )
+
+
+def _checksum(V: Slab) -> int:
+    arrays = (V.indptr, V.indices, V.data) if kernels.is_sparse(V) else (V,)
+    check = 0
+    for array in arrays:
+        check = zlib.crc32(memoryview(kernels.own(array)).cast("B") if array.size else b"", check)
+    return check
+
+

@@ -1,0 +1,201 @@
+"""What a slab is asked for: products, Gram matrices, divergences, row solves, inspection.
+
+A slab V is a dense array, a CSR matrix, or the transpose of either (``V.T``), so that the H half
+of a step is the W half on ``V.T``. Factors are tall: rows × k.
+
+Rules that keep the bits the same wherever a slab was delivered: every array goes through
+:func:`own` before BLAS or compiled code sees it, and sums leave in float64.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+Array = npt.NDArray[Any]
+Float64 = npt.NDArray[np.float64]
+Slab = Any  # dense ndarray, scipy CSR, or the transpose of one
+
+TILE_BYTES = 1 << 20  # a tile of W H and its slab rows stay in the second-level cache
+
+
+def loops() -> Any:
+    """Give the compiled module, loaded (and, once per machine, compiled) at first use."""
+    return import_module("dasknmf.numerics.kernels.compiled")
+
+
+def own(array: Array) -> Array:
+    """Give an aligned, C-contiguous, read-only view, copied only where it must be.
+
+    Schedulers deliver small arrays misaligned, and BLAS then takes another path with other last
+    bits; read-only, because numba compiles another variant for writable arrays.
+    """
+    view = np.require(array, requirements=["C", "A"]).view()
+    view.flags.writeable = False
+    return view
+
+
+def is_sparse(V: Slab) -> bool:
+    """Whether ``V`` is a scipy sparse matrix or array."""
+    return sp.issparse(V)
+
+
+def _is_transposed(V: Slab) -> bool:
+    """Whether ``V`` is the transpose of a slab stored by rows."""
+    if is_sparse(V):
+        return bool(V.format == "csc")
+    return bool(V.flags.f_contiguous and not V.flags.c_contiguous)
+
+
+def _csr_parts(V: Slab) -> tuple[Array, Array, Array]:
+    """Give indptr, indices and data of a slab or of a transposed slab, as the slab stores them."""
+    return own(V.indptr), own(V.indices), own(V.data)
+
+
+def unit_of(*factors: Array) -> float:
+    """Give the power of two next to the product of the factors' maxima (1 where one is zero)."""
+    exponent = 0
+    for factor in factors:
+        largest = float(np.max(factor, initial=0.0))
+        if largest > 0:
+            exponent += int(np.frexp(largest)[1])
+    return float(np.ldexp(1.0, min(max(exponent, -1000), 1000)))
+
+
+def matmul(V: Slab, fixed: Array) -> Float64:
+    """V @ fixed in float64, shape (rows of V, k).
+
+    The product runs in the data's dtype, on a factor brought near one by a power of two (exact),
+    so that data of 1e-30 or 1e30 in float32 neither vanish nor overflow.
+    """
+    if is_sparse(V):
+        out = np.zeros((V.shape[0], fixed.shape[1]))
+        loop = loops().csr_t_matmul if _is_transposed(V) else loops().csr_matmul
+        loop(*_csr_parts(V), own(fixed), out)
+        return out
+    unit = unit_of(fixed)
+    scaled = own((fixed * (1.0 / unit)).astype(V.dtype, copy=False))
+    dense = own(V.T).T if _is_transposed(V) else own(V)
+    product: Float64 = (dense @ scaled).astype(np.float64)
+    product *= unit
+    return product
+
+
+def gram(factor: Array) -> Float64:
+    """FᵀF in float64, shape (k, k)."""
+    tall = own(factor.astype(np.float64, copy=False))
+    result: Float64 = tall.T @ tall
+    return result
+
+
+def descend_rows(
+    cross: Float64, gram_matrix: Float64, start: Array, sweeps: int, tol: float, *, finish: bool
+) -> Float64:
+    """Coordinate descent on every row of min 1/2 w G wᵀ - c wᵀ, w >= 0, from ``start``.
+
+    See :func:`dasknmf.numerics.kernels.compiled.descend_rows`.
+    """
+    out = np.array(start, dtype=np.float64, order="C")
+    loops().descend_rows(own(cross), own(gram_matrix), out, sweeps, tol, finish)
+    return out
+
+
+def squared_residual(V: Slab, rows: Array, columns: Array) -> float:
+    """||V - W H||² of a slab, from the entries themselves, W H formed one tile at a time."""
+    if is_sparse(V):
+        squares = float(np.sum(np.square(V.data, dtype=np.float64)))
+        model = float(np.sum(gram(rows) * gram(columns)))
+        dot = loops().csr_model_dot(*_csr_parts(V), own(rows), own(columns))
+        return max(squares - 2.0 * float(dot) + model, 0.0)
+    total = 0.0
+    slab, W, Ht = own(V), own(rows), own(columns)
+    for start, stop in tiles(*slab.shape, slab.dtype.itemsize):
+        difference = slab[start:stop] - W[start:stop] @ Ht.T
+        total += float(np.sum(np.square(difference, dtype=np.float64)))
+    return total
+
+
+def tiles(rows: int, columns: int, itemsize: int) -> list[tuple[int, int]]:
+    """Split the rows of a slab into tiles of about :data:`TILE_BYTES`."""
+    height = max(16, TILE_BYTES // max(columns * itemsize, 1))
+    return [(start, min(start + height, rows)) for start in range(0, rows, height)]
+
+
+def beta_terms(
+    V: Slab, moving: Array, fixed: Array, beta: float
+) -> tuple[Float64, Float64, float]:
+    """Numerator, denominator and value of the beta divergence D(V | moving fixedᵀ).
+
+    Numerator: (V ∘ Y^(beta-2)) fixed; denominator: Y^(beta-1) fixed; Y = moving fixedᵀ
+    (Févotte & Idier 2011, eq. 37). Both have the shape of ``moving``.
+    """
+    if _is_transposed(V):
+        slab, rows, columns, side = V.T, fixed, moving, "columns"
+    else:
+        slab, rows, columns, side = V, moving, fixed, "rows"
+    unit = unit_of(rows, columns)
+    terms = _sparse_beta if is_sparse(V) else _dense_beta
+    neg, pos, value = terms(slab, own(rows), own(columns), beta, unit, side == "rows")
+    factor = unit ** (beta - 1.0)
+    neg *= factor
+    pos *= factor
+    return neg, pos, value * unit**beta
+
+
+def _sparse_beta(
+    V: Slab, rows: Array, columns: Array, beta: float, unit: float, move_rows: bool
+) -> tuple[Float64, Float64, float]:
+    moving, fixed = (rows, columns) if move_rows else (columns, rows)
+    neg = np.zeros(moving.shape)
+    if beta == 1.0:
+        parts = _csr_parts(V)
+        value = loops().csr_kl_terms(*parts, rows, columns, unit, move_rows, neg)
+        column_sums = np.sum(fixed, axis=0, dtype=np.float64)
+        pos = np.broadcast_to(column_sums, moving.shape).copy()
+        mass = float(np.sum(moving, axis=0, dtype=np.float64) @ column_sums)
+        return neg, pos, float(value) + mass / unit
+    pos = np.zeros(moving.shape)
+    value = loops().csr_beta_terms(
+        *_csr_parts(V), rows, columns, unit, beta, move_rows, neg, pos
+    )
+    return neg, pos, float(value)
+
+
+def _dense_beta(
+    V: Array, rows: Array, columns: Array, beta: float, unit: float, move_rows: bool
+) -> tuple[Float64, Float64, float]:
+    slab = own(V)
+    neg = np.zeros(rows.shape if move_rows else columns.shape)
+    pos = np.zeros(neg.shape)
+    value = 0.0
+    for start, stop in tiles(*slab.shape, 2 * slab.dtype.itemsize):
+        weights = np.ascontiguousarray(rows[start:stop] @ columns.T)
+        denominator = np.empty((0, 0) if beta == 1.0 else weights.shape, dtype=weights.dtype)
+        value += loops().beta_weights(slab[start:stop], weights, unit, beta, denominator)
+        if move_rows:
+            neg[start:stop] = weights @ columns
+            if beta != 1.0:
+                pos[start:stop] = denominator @ columns
+        else:
+            neg += weights.T @ rows[start:stop]
+            if beta != 1.0:
+                pos += denominator.T @ rows[start:stop]
+    if beta == 1.0:
+        pos[:] = np.sum(columns if move_rows else rows, axis=0, dtype=np.float64)
+    return neg, pos, float(value)
+
+
+BadKind = Literal["NaN", "infinite", "negative"]
+
+
+def inspect_values(values: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Float64]:
+    """Count bad values and sum the good ones in one walk (see the compiled function)."""
+    counts = np.zeros(4, np.int64)
+    first = np.full(3, -1, np.int64)
+    sums = np.zeros(3)
+    loops().inspect_values(own(values).reshape(-1), counts, first, sums)
+    return counts, first, sums

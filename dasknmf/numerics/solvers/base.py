@@ -1,0 +1,53 @@
+"""The contract of a solver: a frozen set of settings that turns terms into a new factor."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from dasknmf.numerics.errors import ParameterError
+from dasknmf.numerics.kernels import Array
+from dasknmf.numerics.losses import Loss
+from dasknmf.numerics.penalties import Penalty
+from dasknmf.numerics.terms import Normal, Split, Terms
+
+
+class Solver(ABC):
+    """One algorithm. Subclasses are frozen dataclasses, final, one a file.
+
+    name
+        What ``NMF(solver=...)`` calls it.
+    needs
+        Kinds of terms it can work from; a loss of another kind is refused at construction.
+    monotone
+        Whether an update can't raise the penalised objective (up to rounding).
+    carries_rows
+        Whether a row update starts from the rows of the pass before. Otherwise the rows are a
+        function of V and H alone, and nothing about them is kept between passes.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[type, ...]] = (Normal, Split)
+    monotone: ClassVar[bool] = True
+    carries_rows: ClassVar[bool] = True
+
+    @abstractmethod
+    def update(self, F: Array, terms: Terms) -> Array:
+        """New factor, shape and dtype of ``F``, from terms with the penalty in them."""
+
+    def adapt(self, terms: Terms, F: Array) -> Terms:
+        """Bring terms into the form that the solver works on, before the penalty is added."""
+        return terms
+
+    def check(self, loss: Loss) -> None:
+        """Raise :class:`ParameterError` unless the solver can serve ``loss``."""
+        if loss.kind not in self.needs:
+            raise ParameterError(
+                f"solver={self.name!r} can't minimise beta_loss={loss.name!r}: it needs a product "
+                "and a Gram matrix, which only beta_loss='frobenius' has. Use solver='mu' (or "
+                "'auto') with this loss, or beta_loss='frobenius' with this solver."
+            )
+
+    def half_step(self, F: Array, terms: Terms, penalty: Penalty) -> Array:
+        """Adapt, penalise, update: the whole of one half-step on one factor."""
+        return self.update(F, penalty.apply(self.adapt(terms, F), F))

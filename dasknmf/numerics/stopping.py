@@ -1,0 +1,45 @@
+"""When to stop, and what to say about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Outcome(Enum):
+    """How a fit ended; the value is the message."""
+
+    CONVERGED = "converged: the objective changed by less than tol, pass after pass"
+    EXACT = "converged: the factors reproduce the data to rounding"
+    MAX_ITER = "stopped: max_iter reached while the objective was still falling; raise max_iter"
+    INTERRUPTED = "stopped: a callback asked for it"
+
+    @property
+    def converged(self) -> bool:
+        """Whether more passes would not have changed the result by more than tol."""
+        return self in (Outcome.CONVERGED, Outcome.EXACT)
+
+
+@dataclass(frozen=True)
+class RelativeChange:
+    """Stop after ``patience`` passes in a row that lower the objective by at most ``tol`` of it.
+
+    Relative to the pass before, never to the first one: a warm start or a resumed fit stops where
+    the undisturbed fit would.
+    """
+
+    tol: float
+    patience: int = 2
+
+    def judge(self, objectives: list[float], exact_below: float) -> Outcome | None:
+        """Say whether the fit is done, from the objective of every pass so far."""
+        if self.tol > 0 and objectives[-1] <= exact_below:
+            return Outcome.EXACT
+        if self.tol == 0 or len(objectives) <= self.patience:
+            return None
+        recent = objectives[-self.patience - 1 :]
+        still = all(
+            before - after <= self.tol * abs(after)
+            for before, after in zip(recent, recent[1:], strict=False)
+        )
+        return Outcome.CONVERGED if still else None

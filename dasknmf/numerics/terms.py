@@ -1,0 +1,76 @@
+"""What a half-step needs from the data, and how such pieces add up over slabs.
+
+A reduction is a value: whatever a slab gives is a number, an array or a named tuple of those, and
+:func:`add` is the one way to merge them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from dasknmf.numerics.kernels import Array, Float64
+
+T = TypeVar("T")
+
+
+class Normal(NamedTuple):
+    """Least squares in a moving factor F: the minimum of 1/2 <F G, F> - <C, F>.
+
+    ``cross`` C = V @ fixed, shape (rows of F, k); ``gram`` G = fixedᵀ fixed, shape (k, k).
+    """
+
+    cross: Float64
+    gram: Float64
+
+
+class Split(NamedTuple):
+    """Any loss: its gradient in F is ``pos - neg``, both non-negative, shaped like F.
+
+    ``value`` is the loss at the factors for which the terms were formed; ``exponent`` is the
+    majorise-minimise power of the multiplicative update.
+    """
+
+    neg: Float64
+    pos: Float64
+    value: float
+    exponent: Exponent
+
+
+class Exponent(float):
+    """A power that belongs to the loss, not to a slab: merging keeps it instead of adding it."""
+
+
+Terms = Normal | Split
+
+
+def add(parts: Sequence[T]) -> T:
+    """Sum pieces of one shape in the order given: arrays in float64, tuples field by field."""
+    first: Any = parts[0]
+    if first is None or isinstance(first, Exponent):
+        return parts[0]
+    merge = getattr(first, "merge", None)
+    if merge is not None:
+        merged: T = merge(parts)
+        return merged
+    if isinstance(first, tuple):
+        fields = [add(column) for column in zip(*parts, strict=True)]  # type: ignore[arg-type]
+        make: Any = type(first)
+        result: T = make(*fields) if hasattr(first, "_fields") else make(fields)
+        return result
+    if isinstance(first, np.ndarray):
+        return _add_arrays(parts)  # type: ignore[arg-type, return-value]
+    total: Any = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total  # type: ignore[no-any-return]
+
+
+def _add_arrays(parts: Sequence[Array]) -> Array:
+    wide = np.float64 if parts[0].dtype.kind == "f" else parts[0].dtype
+    total = parts[0].astype(wide)
+    for part in parts[1:]:
+        total += part
+    return total

@@ -1,0 +1,242 @@
+"""Slabs on the workers of a distributed cluster.
+
+What was measured, and shapes this file: one fused task a slab plus the merge tree, since a task
+costs 2 ms; factors are scattered, never literal arguments (the scheduler keeps those for good);
+carried rows are put in the worker's memory as data without ancestry, so that the scheduler's task
+count stays flat; a lost worker costs a repeated pass from the factors that the client holds.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import CancelledError
+from functools import partial
+from typing import Any, NamedTuple
+
+import cloudpickle
+import dask
+from dask.optimization import cull
+from distributed import Client, Future, KilledWorker, get_client
+from distributed.comm import CommClosedError
+
+from dasknmf.numerics import planning
+from dasknmf.numerics.errors import ClusterError, RowsLostError
+from dasknmf.numerics.inspection import Place
+from dasknmf.numerics.kernels import Array
+from dasknmf.numerics.terms import add
+from dasknmf.numerics.work import Rows, Work
+from dasknmf.parallel.blas import ensure_one_thread
+from dasknmf.parallel.executors import Carried, Executor, Visit, pick_rows
+from dasknmf.parallel.slabs import Slabs
+
+logger = logging.getLogger("dasknmf")
+
+LOST = (CancelledError, KilledWorker, CommClosedError)
+RETRIES = 5
+LARGE_RECIPE = 1 << 18  # bytes; a graph above it carries data
+
+
+class Piece(NamedTuple):
+    """What leaves a slab task: sums, and the key under which its rows stay on the worker."""
+
+    sums: Any
+    keys: tuple[str, ...]
+
+
+class Recipe(NamedTuple):
+    """How a worker loads one slab by itself: the part of the graph that makes it."""
+
+    graph: dict[Any, Any]
+    key: Any
+
+
+_held: dict[str, list[Future]] = {}
+_held_lock = threading.Lock()
+
+
+def _hold(run: str, rows: Rows) -> str:
+    """Keep rows in this worker's memory as data without ancestry; give their key.
+
+    The worker's own client refers to them until the client of the fit does (``_release``).
+    """
+    (future,) = get_client().scatter([rows], hash=False)  # inside a task: into this worker
+    with _held_lock:
+        _held.setdefault(run, []).append(future)
+    return str(future.key)
+
+
+def _release(runs: Sequence[str]) -> None:
+    with _held_lock:
+        for run in runs:
+            _held.pop(run, None)
+
+
+def visit_slab(work: Work, source: Any, rows: Rows | None, place: Place, run: str) -> Piece:
+    """The task: load the slab if it is not here yet, do the work, leave the rows here."""
+    ensure_one_thread()
+    block = dask.get(source.graph, source.key) if isinstance(source, Recipe) else source
+    new, sums = work(block, rows, place)
+    keys = () if not run or new is None else (_hold(run, new),)
+    return Piece(sums, keys)
+
+
+def merge_pieces(pieces: Sequence[Piece]) -> Piece:
+    """Add sums up in the order of the slabs."""
+    keys = tuple(key for piece in pieces for key in piece.keys)
+    return Piece(add([piece.sums for piece in pieces]), keys)
+
+
+class ClusterExecutor(Executor):
+    """Visits slabs on the workers that ``client`` is connected to.
+
+    ``resident`` slabs are loaded once and stay in the workers' memory; otherwise each task loads
+    its slab, so that no more slabs are in memory than tasks run.
+    """
+
+    def __init__(self, slabs: Slabs, client: Client, resident: bool) -> None:
+        super().__init__(slabs)
+        self.client = client
+        self.resident = resident
+        self.token = uuid.uuid4().hex[:8]
+        self._sources: list[Any] | None = None
+        self._runs: list[str] = []
+        self._count = 0
+
+    def _run(self, work: Work, rows: Carried | None, keep: bool, load: bool) -> Visit:
+        for attempt in range(RETRIES + 1):
+            try:
+                return self._attempt(work, rows, keep, load)
+            except LOST as error:
+                if rows is not None and any(h.status != "finished" for h in rows.handles):
+                    raise RowsLostError(
+                        "the workers that carried rows from pass to pass are gone"
+                    ) from error
+                self._sources = None
+                logger.warning(
+                    "%s: lost work or data on the cluster (%s); the pass is repeated from the "
+                    "factors held here, attempt %d of %d",
+                    work.name, type(error).__name__, attempt + 1, RETRIES,
+                )  # fmt: skip
+                last = error
+        raise ClusterError(
+            f"{work.name} lost work or data {RETRIES + 1} times in a row; last: {last!r}. "
+            f"Workers now: {len(self.client.scheduler_info()['workers'])}. Check the workers' "
+            "logs: a slab that does not fit in a worker's memory ends like this; use smaller "
+            "chunks or more memory."
+        ) from last
+
+    def _attempt(self, work: Work, rows: Carried | None, keep: bool, load: bool) -> Visit:
+        self._count += 1
+        run = f"{self.token}-{self._count}"
+        places = self.slabs.places
+        sources = self._load() if load else [None] * len(places)
+        scattered = self.client.scatter(work, hash=False)
+        leaves = self.client.map(
+            visit_slab,
+            [scattered] * len(places),
+            sources,
+            [None] * len(places) if rows is None else list(rows.handles),
+            places,
+            [run if keep else ""] * len(places),
+            key=[(f"{work.name}-{run}", i) for i in range(len(places))],
+            pure=False,
+        )
+        root = self._merge(leaves, run)
+        piece = root.result()
+        kept = None
+        if keep:
+            kept = self._adopt(piece.keys)
+            self._runs.append(run)
+        self._forget(keep=2)
+        return Visit(piece.sums, kept)
+
+    def _merge(self, leaves: list[Future], run: str) -> Future:
+        for depth, level in enumerate(planning.tree_levels(len(leaves))):
+            leaves = self.client.map(
+                merge_pieces,
+                [[leaves[m] for m in members] for members in level],
+                key=[(f"nmf-merge-{depth}-{run}", j) for j in range(len(level))],
+                pure=False,
+            )
+        return leaves[0]
+
+    def _adopt(self, keys: tuple[str, ...]) -> Carried:
+        """Refer to rows that the workers put into their memory under ``keys``."""
+        futures = tuple(Future(key, client=self.client) for key in keys)
+        # Future() alone does not tell the scheduler that this client wants the key, too.
+        self.client._send_to_scheduler({"op": "client-desires-keys", "keys": list(keys)})
+        return Carried(futures)
+
+    def _forget(self, keep: int) -> None:
+        """Let workers drop their own references to rows that this client now holds or dropped."""
+        old, self._runs = self._runs[: len(self._runs) - keep], self._runs[-keep:] if keep else []
+        if old:
+            self.client.run(_release, old)
+
+    def _load(self) -> list[Any]:
+        """Futures of slabs, or recipes; made anew after a loss."""
+        if self._sources is None:
+            graph = self.slabs.graph
+            if graph is None:
+                self._sources = self._scatter(self.slabs.blocks)
+            else:
+                found = None if self.resident else recipes(self.slabs)
+                if found is None:
+                    self._sources = self.client.get(graph, list(self.slabs.blocks), sync=False)
+                else:
+                    self._sources = self._scatter(found)
+        return self._sources
+
+    def _scatter(self, blocks: Sequence[Any]) -> list[Future]:
+        """One at a time: the client never holds a serialised copy of the whole."""
+        return [self.client.scatter(block, hash=False) for block in blocks]
+
+    def carry(self, blocks: Sequence[Rows]) -> Carried:
+        """Scatter rows to the workers."""
+        return Carried(tuple(self._scatter(blocks)))
+
+    def fetch(self, rows: Carried) -> list[Rows]:
+        """Gather rows from the workers."""
+        try:
+            return list(self.client.gather(list(rows.handles)))
+        except LOST as error:
+            raise RowsLostError("rows were lost with their worker") from error
+
+    def dask_chunks(self, rows: Carried, model: int) -> list[Any]:
+        """Futures of one model's rows."""
+        return self.client.map(
+            partial(pick_rows, model=model),
+            list(rows.handles),
+            key=[(f"nmf-rows-{self.token}-{model}", i) for i in range(len(rows.handles))],
+            pure=False,
+        )
+
+    def close(self) -> None:
+        """Let the workers drop slabs and rows."""
+        self._sources = None
+        if self.client.status == "running":
+            self._forget(keep=0)
+
+
+def recipes(slabs: Slabs) -> list[Recipe] | None:
+    """Cut the graph into one self-contained part a slab.
+
+    None where slabs share work (a mean that all subtract, say), since each slab would repeat it,
+    or where the graph carries data or futures: such a matrix is computed by Dask as a whole.
+    """
+    assert slabs.graph is not None
+    found, seen = [], set()
+    for key in slabs.blocks:
+        part, needs = cull(slabs.graph, [key])
+        work = {k for k, parents in needs.items() if parents}
+        if work & seen:
+            return None
+        seen |= work
+        found.append(Recipe(dict(part), key))
+    if any(isinstance(node, Future) for node in slabs.graph.values()):
+        return None
+    size = max(len(cloudpickle.dumps(recipe)) for recipe in found[:2])
+    return found if size < LARGE_RECIPE else None

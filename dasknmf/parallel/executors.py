@@ -1,0 +1,175 @@
+"""How slabs are visited: one small interface, and the threads of this machine.
+
+The cluster is in ``cluster.py``. Both run the same functions on the same slabs and add the sums up
+along the same tree, so they give the same bits.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from threading import Lock
+from typing import Any, NamedTuple
+
+import dask
+import numpy as np
+from dask.sizeof import sizeof
+from dask.system import CPU_COUNT
+from dask.threaded import get as threaded_get
+
+from dasknmf.numerics import planning
+from dasknmf.numerics.kernels import Array
+from dasknmf.numerics.terms import add
+from dasknmf.numerics.work import Rows, Work
+from dasknmf.parallel.blas import ensure_one_thread
+from dasknmf.parallel.slabs import Slabs
+
+
+class Carried(NamedTuple):
+    """Rows that stay where they were made: one handle a slab."""
+
+    handles: tuple[Any, ...]
+
+
+class Visit(NamedTuple):
+    """What a run gives: the merged sums, and the rows if they were to be kept."""
+
+    sums: Any
+    rows: Carried | None
+
+
+class Executor(ABC):
+    """Visits every slab of one matrix. ``reads`` counts the passes over V so far."""
+
+    def __init__(self, slabs: Slabs) -> None:
+        self.slabs = slabs
+        self.reads = 0
+
+    def run(
+        self, work: Work, rows: Carried | None = None, *, keep: bool = False, load: bool = True
+    ) -> Visit:
+        """Run ``work`` on every slab (with ``load=False`` on its carried rows alone)."""
+        visit = self._run(work, rows, keep, load)
+        self.reads += load
+        return visit
+
+    @abstractmethod
+    def _run(self, work: Work, rows: Carried | None, keep: bool, load: bool) -> Visit: ...
+
+    @abstractmethod
+    def carry(self, blocks: Sequence[Rows]) -> Carried:
+        """Hand rows over to where the slabs are."""
+
+    @abstractmethod
+    def fetch(self, rows: Carried) -> list[Rows]:
+        """Bring rows here."""
+
+    @abstractmethod
+    def dask_chunks(self, rows: Carried, model: int) -> list[Any]:
+        """Rows of one model as a graph node per slab, for a Dask array that leaves them there."""
+
+    def close(self) -> None:
+        """Let go of everything that the executor holds."""
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def pick_rows(rows: Rows, model: int) -> Array:
+    """Rows of one model."""
+    return rows[model]
+
+
+def local_scheduler() -> Callable[..., Any]:
+    """The scheduler set in Dask's configuration, if it runs in this process; else threads."""
+    choice = dask.config.get("scheduler", None)
+    if choice in ("sync", "synchronous", "single-threaded"):
+        return dask.get
+    return threaded_get
+
+
+class ThreadsExecutor(Executor):
+    """Dask's threaded scheduler: no network, no files.
+
+    Slabs that come from a graph are kept once loaded while they fit in ``budget`` bytes together;
+    the others are loaded anew in every pass, a slab a thread.
+    """
+
+    def __init__(self, slabs: Slabs, budget: int = 0) -> None:
+        super().__init__(slabs)
+        self._room = budget
+        self._lock = Lock()
+        self._blocks: list[Any] = [None] * len(slabs)
+        if slabs.graph is None:
+            self._blocks = list(slabs.blocks)
+
+    @staticmethod
+    def slots() -> int:
+        """Tasks that run at a time."""
+        return int(dask.config.get("num_workers", None) or CPU_COUNT)
+
+    def _run(self, work: Work, rows: Carried | None, keep: bool, load: bool) -> Visit:
+        kept: list[Any] = [None] * len(self.slabs)
+        graph: dict[Any, Any] = {}
+        leaves: list[Any] = []
+        for place in self.slabs.places:
+            i = place.index
+            old = None if rows is None else rows.handles[i]
+            visit = partial(self._visit, work, old, place, kept if keep else None)
+            block = self._blocks[i]
+            key = (work.name, i)
+            if not load or block is not None:
+                graph[key] = (partial(visit, block if load else None),)
+            else:
+                graph[key] = (visit, self.slabs.blocks[i])
+            leaves.append(key)
+        if load and self.slabs.graph is not None and any(b is None for b in self._blocks):
+            graph = {**self.slabs.graph, **graph}
+        root = self._merge(graph, leaves)
+        sums = local_scheduler()(graph, root)
+        return Visit(sums, Carried(tuple(kept)) if keep else None)
+
+    def _visit(
+        self, work: Work, rows: Rows | None, place: Any, kept: list[Any] | None, block: Any
+    ) -> Any:
+        ensure_one_thread()
+        if block is not None and self._blocks[place.index] is None:
+            self._keep_loaded(place.index, block)
+        new, sums = work(block, rows, place)
+        if kept is not None:
+            kept[place.index] = new
+        return sums
+
+    def _keep_loaded(self, index: int, block: Any) -> None:
+        with self._lock:
+            if sizeof(block) <= self._room:
+                self._room -= sizeof(block)
+                self._blocks[index] = block
+
+    def _merge(self, graph: dict[Any, Any], leaves: list[Any]) -> Any:
+        for depth, level in enumerate(planning.tree_levels(len(leaves))):
+            nodes = [(f"nmf-merge-{depth}", j) for j in range(len(level))]
+            for node, members in zip(nodes, level, strict=True):
+                graph[node] = (add, [leaves[m] for m in members])
+            leaves = nodes
+        return leaves[0]
+
+    def carry(self, blocks: Sequence[Rows]) -> Carried:
+        """Keep the rows as they are."""
+        return Carried(tuple(blocks))
+
+    def fetch(self, rows: Carried) -> list[Rows]:
+        """Give the rows back."""
+        return list(rows.handles)
+
+    def dask_chunks(self, rows: Carried, model: int) -> list[Any]:
+        """The arrays themselves."""
+        return [np.asarray(block[model]) for block in rows.handles]
+
+    def close(self) -> None:
+        """Drop the slabs."""
+        self._blocks = []

@@ -1,0 +1,93 @@
+"""Any input as one of three things: a numpy array, a scipy sparse matrix or a Dask array, 2-D.
+
+What can be refused from shape, dtype and type alone is refused here, before anything is read.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import scipy.sparse as sp
+
+from dasknmf.numerics.errors import DataError
+from dasknmf.parallel.slabs import work_dtype
+
+
+def unwrap(X: Any) -> Any:
+    """Take the matrix out of an xarray.DataArray, an AnnData or a zarr.Array; others pass."""
+    if _is(X, "xarray", "Dataset"):
+        raise DataError(
+            f"X is an xarray.Dataset with variables {list(X.data_vars)}; expected one matrix. "
+            "Pass one DataArray, e.g. X[name]."
+        )
+    if _is(X, "xarray", "DataArray"):
+        return X.data
+    if _is(X, "anndata", "AnnData"):
+        return X.X
+    if _is(X, "zarr", "Array"):
+        return da.from_zarr(X)
+    return X
+
+
+def _is(X: Any, module: str, name: str) -> bool:
+    """Whether X is an instance of ``module.name``, without importing the module for it."""
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(X, getattr(loaded, name, ()))
+
+
+def is_dask(X: Any) -> bool:
+    """Whether X is a Dask array."""
+    return isinstance(X, da.Array)
+
+
+def refuse_early(X: Any) -> None:
+    """Refuse what scikit-learn's validation would let through or explain badly."""
+    if isinstance(X, np.ma.MaskedArray):
+        raise DataError(
+            "X is a masked array, and its mask would be lost; expected a plain array. Fill the "
+            "masked entries first, e.g. X.filled(0)."
+        )
+    if _is(X, "dask.dataframe", "DataFrame"):
+        raise DataError(
+            "X is a dask DataFrame, whose chunk sizes are unknown; expected a Dask array. Use "
+            "X.to_dask_array(lengths=True)."
+        )
+    dtype = getattr(X, "dtype", None)
+    if isinstance(dtype, np.dtype) and dtype.kind in "cUSMmV":
+        work_dtype(dtype)
+
+
+def checked_dask(X: da.Array) -> da.Array:
+    """Give a 2-D Dask array of known chunks, its chunks numpy or scipy sparse."""
+    if X.ndim != 2:
+        hint = {1: "X.reshape(-1, 1) or X.reshape(1, -1)", 0: "a matrix"}.get(
+            X.ndim, "X.reshape(-1, X.shape[-1]), which makes each pixel a row"
+        )
+        raise DataError(
+            f"Expected 2D array, got a {X.ndim}-D Dask array of shape {X.shape}. Reshape your "
+            f"data: {hint}."
+        )
+    if any(np.isnan(size) for size in X.shape):
+        raise DataError(
+            f"X has unknown chunk sizes (shape {X.shape}); expected known ones. Call "
+            "X.compute_chunk_sizes() first (one read of X)."
+        )
+    for axis, what in enumerate(("sample", "feature")):
+        if X.shape[axis] == 0:
+            raise DataError(
+                f"Found array with 0 {what}(s) (shape={X.shape}) while a minimum of 1 is required."
+            )
+    work_dtype(X.dtype)
+    meta = X._meta
+    if not (sp.issparse(meta) or isinstance(meta, np.ndarray)) or isinstance(
+        meta, np.ma.MaskedArray
+    ):
+        raise DataError(
+            f"X has chunks of type {type(meta).__module__}.{type(meta).__name__}; expected numpy "
+            "arrays or scipy.sparse matrices. Convert them, e.g. "
+            "X.map_blocks(scipy.sparse.csr_array) or X.map_blocks(numpy.asarray)."
+        )
+    return X

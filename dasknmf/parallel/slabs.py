@@ -1,0 +1,179 @@
+"""Any matrix as slabs of whole rows of its long side: the shape in which everything reads V.
+
+The layout is a function of the matrix (its shape, dtype and chunks) alone. A wide matrix is handled
+as its transpose, so a slab is then a block of columns.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import scipy.sparse as sp
+from dask.sizeof import sizeof
+
+from dasknmf.numerics import planning
+from dasknmf.numerics.errors import DataError
+from dasknmf.numerics.inspection import Place
+
+logger = logging.getLogger("dasknmf")
+
+
+@dataclass(frozen=True)
+class Slabs:
+    """A matrix cut for streaming.
+
+    shape, edges
+        Of the streamed orientation: rows are the long side.
+    blocks
+        One entry a slab: the array itself, or the key in ``graph`` of what becomes it.
+    graph
+        Dask graph that makes the blocks; None where they are in memory.
+    """
+
+    shape: tuple[int, int]
+    edges: tuple[int, ...]
+    dtype: np.dtype[Any]
+    sparse: bool
+    transposed: bool
+    blocks: tuple[Any, ...]
+    graph: dict[Any, Any] | None
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def places(self) -> list[Place]:
+        """Number and rows of every slab."""
+        edges = self.edges
+        return [Place(i, edges[i], edges[i + 1]) for i in range(len(edges) - 1)]
+
+    @property
+    def nbytes(self) -> int | None:
+        """Bytes of all slabs in memory; None for sparse slabs that nobody has read yet."""
+        if self.graph is None:
+            return sum(_nbytes(block) for block in self.blocks)
+        return None if self.sparse else self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+
+def _nbytes(block: Any) -> int:
+    if sp.issparse(block):
+        return int(block.data.nbytes + block.indices.nbytes + block.indptr.nbytes)
+    return int(block.nbytes)
+
+
+@sizeof.register((sp.csr_array, sp.csc_array, sp.csr_matrix, sp.csc_matrix))
+def _sizeof_sparse(matrix: Any) -> int:
+    """True size of a sparse slab: Dask would say 56 bytes, and never spill or move it."""
+    return _nbytes(matrix)
+
+
+def work_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """float32 stays, float16 becomes float32, everything else that is a number float64."""
+    kind = dtype.kind
+    if kind not in "biuf":
+        what = {"c": "complex", "O": "object", "U": "string", "S": "bytes", "M": "datetime"}
+        raise DataError(
+            f"X has dtype {dtype} ({what.get(kind, 'not numeric')}); expected real numbers "
+            "(bool, integer or float). Convert it first, e.g. X.astype('float64')."
+        )
+    return np.dtype(np.float32 if kind == "f" and dtype.itemsize <= 4 else np.float64)
+
+
+def assemble(blocks: Sequence[Sequence[Any]], transposed: bool, dtype: np.dtype[Any]) -> Any:
+    """Put a grid of chunks together into one slab: C-contiguous, or CSR without duplicates."""
+    grid = [[np.asarray(b) if not sp.issparse(b) else b for b in row] for row in blocks]
+    if any(sp.issparse(b) for row in grid for b in row):
+        whole = grid[0][0] if len(grid) == len(grid[0]) == 1 else sp.block_array(grid)
+        return as_csr(whole.T if transposed else whole, dtype)
+    whole = grid[0][0] if len(grid) == len(grid[0]) == 1 else np.block(grid)
+    return np.require(whole.T if transposed else whole, dtype=dtype, requirements=["C", "A"])
+
+
+def as_csr(matrix: Any, dtype: np.dtype[Any]) -> sp.csr_array:
+    """Canonical CSR of ``dtype``: sorted indices, duplicates added up; the input is not touched."""
+    csr = sp.csr_array(matrix).astype(dtype, copy=False)
+    if not csr.has_canonical_format:
+        csr = csr.copy()
+        csr.sum_duplicates()
+    return csr
+
+
+def from_memory(X: Any, transposed: bool) -> Slabs:
+    """Cut a numpy array or scipy sparse matrix; a wide or unaligned one is copied once."""
+    dtype = work_dtype(X.dtype)
+    shape = (X.shape[1], X.shape[0]) if transposed else (X.shape[0], X.shape[1])
+    sparse = sp.issparse(X)
+    whole = assemble([[X]], transposed, dtype)
+    total = _nbytes(whole)
+    chunks = planning.even_chunks(shape[0], -(-total // shape[0]))
+    edges = (0, *accumulate(chunks))
+    blocks = tuple(whole[a:b] for a, b in zip(edges, edges[1:], strict=False))
+    return Slabs(shape, edges, dtype, sparse, transposed, blocks, None)
+
+
+def from_dask(X: da.Array, transposed: bool, *, merge: bool = True) -> Slabs:
+    """Cut a Dask array along its chunks; one that is chunked across the short side is rechunked.
+
+    ``merge=False`` keeps one slab for each chunk of the long side.
+    """
+    dtype = work_dtype(X.dtype)
+    sparse = sp.issparse(X._meta)
+    X = _whole_rows(X, transposed, dtype.itemsize)
+    along, across = X.chunks[::-1] if transposed else X.chunks
+    shape = (sum(along), sum(across))
+    row_bytes = shape[1] * dtype.itemsize
+    groups = planning.merged_chunks(along, row_bytes) if merge and not sparse else (1,) * len(along)
+    if len(groups) < len(along):
+        logger.info("%d chunks of rows are read as %d slabs", len(along), len(groups))
+    (X,) = dask.optimize(X)
+    graph = dict(X.__dask_graph__())
+    blocks, edges, first = [], [0], 0
+    name = f"slab-{X.name}"
+    for i, members in enumerate(groups):
+        chunks_of_slab = range(first, first + members)
+        if transposed:
+            keys = [[(X.name, a, c) for c in chunks_of_slab] for a in range(len(across))]
+        else:
+            keys = [[(X.name, c, a) for a in range(len(across))] for c in chunks_of_slab]
+        graph[(name, i)] = (partial(assemble, transposed=transposed, dtype=dtype), keys)
+        blocks.append((name, i))
+        edges.append(edges[-1] + sum(along[c] for c in chunks_of_slab))
+        first += members
+    return Slabs(shape, tuple(edges), dtype, sparse, transposed, tuple(blocks), graph)
+
+
+def _whole_rows(X: da.Array, transposed: bool, itemsize: int) -> da.Array:
+    """Rechunk, once, an array whose slabs would be cut across, and drop empty chunks."""
+    along, across = (1, 0) if transposed else (0, 1)
+    rows, width = X.shape[along], X.shape[across]
+    chunks = tuple(c for c in X.chunks[along] if c)
+    tall = max(chunks) * width * itemsize > 2 * planning.LARGEST
+    if len(X.chunks[across]) > 1 and (tall or len(chunks) == 1):
+        chunks = planning.even_chunks(rows, width * itemsize)
+        logger.info(
+            "X has chunks %s: rechunked once to slabs of whole %s, %s",
+            X.chunksize, "columns" if transposed else "rows", {along: chunks[0], across: width},
+        )  # fmt: skip
+        return X.rechunk({along: chunks, across: -1})
+    if chunks != X.chunks[along] or any(c == 0 for c in X.chunks[across]):
+        return X.rechunk({along: chunks, across: tuple(c for c in X.chunks[across] if c)})
+    return X
+
+
+def cut(X: Any, *, whole_rows: bool = False) -> Slabs:
+    """Slabs of a numpy array, scipy sparse matrix or Dask array of two dimensions.
+
+    ``whole_rows`` cuts along the rows whatever the shape, one slab for each Dask chunk.
+    """
+    transposed = not whole_rows and X.shape[1] > X.shape[0]
+    if isinstance(X, da.Array):
+        return from_dask(X, transposed, merge=not whole_rows)
+    return from_memory(X, transposed)

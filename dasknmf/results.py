@@ -1,0 +1,141 @@
+"""What leaves a fit: W as an array of the caller's kind, and the model in a store."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+from dask.base import tokenize
+
+from dasknmf.numerics.inspection import Place
+from dasknmf.numerics.kernels import Array
+from dasknmf.numerics.work import SolveRows
+from dasknmf.parallel import inputs
+from dasknmf.parallel.blas import ensure_one_thread
+from dasknmf.parallel.executors import Executor
+from dasknmf.parallel.slabs import Slabs
+from dasknmf.storage import models
+
+if TYPE_CHECKING:
+    from dasknmf.estimator import NMF
+    from dasknmf.passes import Result
+
+PACKAGES = ("dasknmf", "dask", "distributed", "numpy", "scipy", "zarr", "numba", "scikit-learn")
+
+
+def rows_of(found: Result, executor: Executor, X: Any) -> Any:
+    """W of a fit: numpy for an X in memory, else a Dask array with the row chunks of X."""
+    if executor.slabs.transposed:
+        W = found.short
+        return da.from_array(W, chunks=(X.chunks[0], -1)) if inputs.is_dask(X) else W
+    assert found.rows is not None
+    if not inputs.is_dask(X):
+        return np.concatenate([rows[0] for rows in executor.fetch(found.rows)])
+    name = f"nmf-W-{tokenize(found.inspection.checksums, found.short, found.n_iter)}"
+    chunks = executor.dask_chunks(found.rows, 0)
+    graph = {(name, i, 0): chunk for i, chunk in enumerate(chunks)}
+    heights = tuple(np.diff(executor.slabs.edges).tolist())
+    k = found.short.shape[1]
+    W = da.Array(graph, name, chunks=(heights, (k,)), dtype=executor.slabs.dtype)
+    return W if heights == X.chunks[0] else W.rechunk({0: X.chunks[0]})
+
+
+def solve_slab(work: SolveRows, block: Any, place: Place, name: str) -> Array:
+    """Rows of one slab, or the error that says what is wrong with it."""
+    ensure_one_thread()
+    rows, inspection = work(block, None, place)
+    inspection.raise_if_bad(False, name)
+    assert rows is not None
+    return rows[0]
+
+
+def lazy_rows(slabs: Slabs, work: SolveRows, X: da.Array, name: str) -> da.Array:
+    """W as a Dask array that reads nothing until it is computed."""
+    assert slabs.graph is not None
+    token = f"nmf-transform-{tokenize(X.name, work.fixed[0], work)}"
+    graph: dict[Any, Any] = {**slabs.graph, f"{token}-components": work}
+    for place, block in zip(slabs.places, slabs.blocks, strict=True):
+        solve = partial(solve_slab, place=place, name=name)
+        graph[(token, place.index, 0)] = (solve, f"{token}-components", block)
+    heights = tuple(np.diff(slabs.edges).tolist())
+    k = work.fixed[0].shape[1]
+    W = da.Array(graph, token, chunks=(heights, (k,)), dtype=slabs.dtype)
+    return W if heights == X.chunks[0] else W.rechunk({0: X.chunks[0]})
+
+
+def save(model: NMF, store: Any, W: Any, overwrite: bool) -> None:
+    """Write a fitted estimator (see :meth:`dasknmf.NMF.save`)."""
+    parameters = model.get_params(deep=False)
+    parameters.pop("callbacks")
+    state = parameters["random_state"]
+    if state is not None and not isinstance(state, int | np.integer):
+        parameters["random_state"] = None
+    names = getattr(model, "feature_names_in_", None)
+    record = models.ModelRecord(
+        H=model.components_,
+        W=W,
+        history=model.history_,
+        parameters={k: _plain(v) for k, v in parameters.items()},
+        fitted={
+            "reconstruction_err": model.reconstruction_err_,
+            "n_iter": model.n_iter_,
+            "outcome": model.outcome_.name,
+            "n_samples": model._n_samples,
+            "fingerprint": model.fingerprint_,
+            "feature_names": None if names is None else [str(n) for n in names],
+        },
+        provenance={
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "versions": {name: version(name) for name in PACKAGES},
+        },
+    )
+    models.write(record, store, overwrite)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def load(store: Any) -> NMF:
+    """Restore a model that :meth:`NMF.save` wrote.
+
+    Parameters
+    ----------
+    store : str, path or zarr store
+
+    Returns
+    -------
+    model : NMF
+        Fitted; ``W_`` is a lazy Dask array where W was saved.
+
+    Raises
+    ------
+    StoreError
+        There is no model there, or one that was never finished.
+    """
+    from dasknmf.estimator import NMF
+    from dasknmf.numerics.stopping import Outcome
+
+    record = models.read(store)
+    model = NMF(**record.parameters)
+    model.components_ = record.H
+    model.n_components_ = record.H.shape[0]
+    model.n_features_in_ = record.H.shape[1]
+    model.history_ = record.history
+    model.reconstruction_err_ = record.fitted["reconstruction_err"]
+    model.n_iter_ = record.fitted["n_iter"]
+    model.outcome_ = Outcome[record.fitted["outcome"]]
+    model.fingerprint_ = record.fitted["fingerprint"]
+    model._n_samples = record.fitted["n_samples"]
+    if record.fitted["feature_names"] is not None:
+        model.feature_names_in_ = np.array(record.fitted["feature_names"], dtype=object)
+    if record.W is not None:
+        model.W_ = record.W
+    return model

@@ -1,0 +1,1 @@
+"""Layer 1: matrices and models on Zarr. Knows Zarr, knows no formula."""
