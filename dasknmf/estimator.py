@@ -23,7 +23,6 @@ from dasknmf.numerics.losses import Loss, make_loss
 from dasknmf.numerics.penalties import Penalty, make_penalties
 from dasknmf.numerics.solvers import Solver, make_solver
 from dasknmf.numerics.stopping import Outcome, RelativeChange
-from dasknmf.numerics.terms import Normal
 from dasknmf.numerics.work import SolveRows
 from dasknmf.parallel import inputs, make_executor, starts
 from dasknmf.parallel.executors import Executor
@@ -374,7 +373,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _count_components(self, shape: tuple[int, int], W: Any, H: Any) -> int:
         if self.n_components not in (None, "auto"):
-            k = int(self.n_components)  # type: ignore[arg-type]
+            k = int(self.n_components)
             if k > min(shape):
                 warnings.warn(
                     f"n_components={k} is larger than min(n_samples, n_features)={min(shape)}: "
@@ -448,7 +447,11 @@ def _checked_factor(name: str, factor: Any, expected: tuple[int, int]) -> Array:
         )
     if array.dtype.kind not in "biuf":
         raise ParameterError(f"custom {name} has dtype {array.dtype}; expected real numbers.")
-    for what, wrong in (("NaN", np.isnan(array)), ("inf", np.isinf(array)), ("negative", array < 0)):
+    for what, wrong in (
+        ("NaN", np.isnan(array)),
+        ("inf", np.isinf(array)),
+        ("negative", array < 0),
+    ):
         if wrong.any():
             first = tuple(int(i) for i in np.argwhere(wrong)[0])
             raise ParameterError(

@@ -26,7 +26,7 @@ from dasknmf.numerics.terms import Normal
 from dasknmf.numerics.work import ModelSums, Step
 from dasknmf.parallel.blas import one_thread
 from dasknmf.parallel.executors import Carried, Executor
-from dasknmf.parallel.starts import Request, Start, make_start
+from dasknmf.parallel.starts import Request, make_start
 
 logger = logging.getLogger("dasknmf")
 
@@ -223,12 +223,11 @@ class _Loop:
         if step.residual and settings.loss.kind is Normal:
             loss = 0.5 * sums.residual
         else:
+            assert sums.terms is not None
             loss = settings.loss.value(sums.terms, short, inspection.squares)
-        norm = np.sqrt(inspection.squares)
         self.history.loss.append(loss)
         self.history.objective.append(loss + sums.penalty + settings.penalties[1].value(short))
-        error = settings.loss.error(loss)
-        self.history.relative_error.append(error / norm if norm > 0 else 0.0)
+        self.history.relative_error.append(settings.loss.relative(loss, inspection.squares))
         self.history.reads.append(self.executor.reads)
         self.history.seconds.append(time.perf_counter() - self.began)
 
@@ -253,7 +252,8 @@ class _Loop:
             phase=phase,
         )
         logger.debug("%s %d: loss %.9g", phase, number, info.loss)
-        return any([callback(info) for callback in self.settings.callbacks])
+        asked = [callback(info) for callback in self.settings.callbacks]  # every one is called
+        return any(asked)
 
 
 def solve_rows(executor: Executor, work: Any, name: str) -> list[Array]:
@@ -261,4 +261,5 @@ def solve_rows(executor: Executor, work: Any, name: str) -> list[Array]:
     with one_thread():
         visit = executor.run(work, keep=True)
         visit.sums.raise_if_bad(executor.slabs.transposed, name)
+        assert visit.rows is not None
         return [rows[0] for rows in executor.fetch(visit.rows)]

@@ -16,8 +16,10 @@ def bar(max_iter: int) -> Iterator[Callback]:
     with tqdm(total=max_iter, desc="nmf", unit="pass", dynamic_ncols=True) as shown:
 
         def move(info: PassInfo) -> None:
-            error = "" if info.relative_error != info.relative_error else (
-                f", error {info.relative_error:.5f}"
+            error = (
+                ""
+                if info.relative_error != info.relative_error
+                else (f", error {info.relative_error:.5f}")
             )
             shown.set_postfix_str(f"loss {info.loss:.6g}{error}, {info.reads} reads")
             if info.phase == "pass":

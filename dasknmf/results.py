@@ -41,8 +41,8 @@ def rows_of(found: Result, executor: Executor, X: Any) -> Any:
     graph = {(name, i, 0): chunk for i, chunk in enumerate(chunks)}
     heights = tuple(np.diff(executor.slabs.edges).tolist())
     k = found.short.shape[1]
-    W = da.Array(graph, name, chunks=(heights, (k,)), dtype=executor.slabs.dtype)
-    return W if heights == X.chunks[0] else W.rechunk({0: X.chunks[0]})
+    rows = da.Array(graph, name, chunks=(heights, (k,)), dtype=executor.slabs.dtype)
+    return rows if heights == X.chunks[0] else rows.rechunk({0: X.chunks[0]})
 
 
 def solve_slab(work: SolveRows, block: Any, place: Place, name: str) -> Array:
@@ -61,7 +61,7 @@ def lazy_rows(slabs: Slabs, work: SolveRows, X: da.Array, name: str) -> da.Array
     graph: dict[Any, Any] = {**slabs.graph, f"{token}-components": work}
     for place, block in zip(slabs.places, slabs.blocks, strict=True):
         solve = partial(solve_slab, place=place, name=name)
-        graph[(token, place.index, 0)] = (solve, f"{token}-components", block)
+        graph[(token, place.slab, 0)] = (solve, f"{token}-components", block)
     heights = tuple(np.diff(slabs.edges).tolist())
     k = work.fixed[0].shape[1]
     W = da.Array(graph, token, chunks=(heights, (k,)), dtype=slabs.dtype)

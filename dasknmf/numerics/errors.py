@@ -1,4 +1,4 @@
-"""Errors and warnings of the package. Each message: what was given, what was expected, what to do."""
+"""Errors and warnings. Each message: what was given, what was expected, what to do."""
 
 from __future__ import annotations
 

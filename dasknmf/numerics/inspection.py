@@ -25,7 +25,7 @@ ADVICE = {
 class Place(NamedTuple):
     """Where a slab sits: its number and its rows ``start:stop`` of the streamed matrix."""
 
-    index: int
+    slab: int
     start: int
     stop: int
 
@@ -33,7 +33,7 @@ class Place(NamedTuple):
 class Finding(NamedTuple):
     """Bad values of one kind: how many, and where the first one is."""
 
-    count: int
+    amount: int
     place: Place | None
     row: int
     column: int
@@ -57,9 +57,9 @@ class Inspection:
         """Add counts and sums; keep the first place of each kind."""
         findings = []
         for kind in range(len(KINDS)):
-            found = [p.findings[kind] for p in parts if p.findings[kind].count]
+            found = [p.findings[kind] for p in parts if p.findings[kind].amount]
             first = min(found, key=lambda f: (f.row, f.column)) if found else Finding(0, None, 0, 0)
-            findings.append(first._replace(count=sum(f.count for f in found)))
+            findings.append(first._replace(amount=sum(f.amount for f in found)))
         return Inspection(
             findings=tuple(findings),
             rows=sum(p.rows for p in parts),
@@ -74,7 +74,7 @@ class Inspection:
     @property
     def bad(self) -> bool:
         """Whether any value is NaN, infinite or negative."""
-        return any(f.count for f in self.findings)
+        return any(f.amount for f in self.findings)
 
     def fingerprint(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> str:
         """Digest of shape, dtype and the checksums of the slabs, which depend on the slabs."""
@@ -91,12 +91,12 @@ class Inspection:
                 continue
             row, column = (found.column, found.row) if transposed else (found.row, found.column)
             side = "columns" if transposed else "rows"
-            index, start, stop = found.place
+            slab, start, stop = found.place
             lines.append(
-                f"{found.count} {kind} value{'s' * (found.count > 1)}, the first at row {row}, "
-                f"column {column} (slab {index}: {side} {start} to {stop - 1}). {ADVICE[kind]}"
+                f"{found.amount} {kind} value{'s' * (found.amount > 1)}, the first at row {row}, "
+                f"column {column} (slab {slab}: {side} {start} to {stop - 1}). {ADVICE[kind]}"
             )
-        only_negative = not (self.findings[0].count or self.findings[1].count)
+        only_negative = not (self.findings[0].amount or self.findings[1].amount)
         start_of_line = f"Negative values in data passed to {name}: X" if only_negative else "X"
         raise DataError(f"{start_of_line} has " + " It also has ".join(lines))
 
@@ -133,7 +133,5 @@ def _checksum(V: Slab) -> int:
     arrays = (V.indptr, V.indices, V.data) if kernels.is_sparse(V) else (V,)
     check = 0
     for array in arrays:
-        check = zlib.crc32(memoryview(kernels.own(array)).cast("B") if array.size else b"", check)
+        check = zlib.crc32(kernels.own(array).reshape(-1).view(np.uint8).data, check)
     return check
-
-

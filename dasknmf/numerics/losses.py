@@ -15,6 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import numpy as np
@@ -46,12 +47,14 @@ class Loss(ABC):
         """Objective at (moving, fixed), from the summed terms and ||V||²."""
 
     def error(self, value: float) -> float:
-        """``reconstruction_err_`` as scikit-learn defines it: sqrt(2 D), so ||V - WH|| for
-        least squares.
-        """
+        """``reconstruction_err_`` as scikit-learn's: sqrt(2 D), so ||V - WH|| for least squares."""
         return float(np.sqrt(2.0 * max(value, 0.0)))
 
-    def check_zeros(self, zeros: int) -> None:
+    def relative(self, value: float, squared_norm: float) -> float:
+        """||V - WH|| / ||V||, nan for losses that are no norm."""
+        return float("nan")
+
+    def check_zeros(self, zeros: int) -> None:  # noqa: B027 - most losses accept zeros
         """Raise :class:`DataError` if the loss is infinite at entries that are zero."""
 
 
@@ -77,6 +80,10 @@ class Frobenius(Loss):
         dot = float(np.sum(terms.cross * F))
         model = float(np.sum(terms.gram * kernels.gram(F)))
         return max(0.5 * (squared_norm - 2.0 * dot + model), 0.0)
+
+    def relative(self, value: float, squared_norm: float) -> float:
+        """||V - WH|| / ||V||, 0 for V = 0."""
+        return self.error(value) / float(np.sqrt(squared_norm)) if squared_norm > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,10 @@ class BetaDivergence(Loss):
         assert isinstance(terms, Split)
         return terms.value
 
+    def relative(self, value: float, squared_norm: float) -> float:
+        """||V - WH|| / ||V||, nan for losses that are no norm."""
+        return float("nan")
+
     def check_zeros(self, zeros: int) -> None:
         """Itakura-Saito and every beta <= 0 divide by the entries."""
         if self.beta <= 0 and zeros:
@@ -135,12 +146,16 @@ def make_loss(beta_loss: str | float) -> Loss:
     if isinstance(beta_loss, str):
         if beta_loss not in NAMES:
             raise ParameterError(
-                f"beta_loss={beta_loss!r} is unknown; expected one of {sorted(NAMES)}, or a number: "
+                f"beta_loss={beta_loss!r} is unknown; expected one of {sorted(NAMES)} or a number: "
                 "the exponent beta (2 is Frobenius, 1 Kullback-Leibler, 0 Itakura-Saito)."
             )
         beta = NAMES[beta_loss]
     else:
-        if isinstance(beta_loss, bool) or not np.isscalar(beta_loss) or not np.isfinite(beta_loss):
+        if (
+            isinstance(beta_loss, bool)
+            or not isinstance(beta_loss, Real)
+            or not np.isfinite(beta_loss)
+        ):
             raise ParameterError(
                 f"beta_loss={beta_loss!r} is no exponent; expected a finite number or one of "
                 f"{sorted(NAMES)}."

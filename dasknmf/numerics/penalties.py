@@ -34,9 +34,7 @@ class Penalty:
             ridge = self.l2 * np.eye(terms.gram.shape[0])
             return Normal(terms.cross - self.l1, terms.gram + ridge)
         weight = F.astype(np.float64, copy=False)
-        return Split(
-            terms.neg, terms.pos + self.l1 + self.l2 * weight, terms.value, terms.exponent
-        )
+        return Split(terms.neg, terms.pos + self.l1 + self.l2 * weight, terms.value, terms.exponent)
 
     def value(self, F: Array) -> float:
         """The penalty's share of the objective."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 
 
 class Outcome(Enum):
@@ -38,8 +39,5 @@ class RelativeChange:
         if self.tol == 0 or len(objectives) <= self.patience:
             return None
         recent = objectives[-self.patience - 1 :]
-        still = all(
-            before - after <= self.tol * abs(after)
-            for before, after in zip(recent, recent[1:], strict=False)
-        )
+        still = all(before - after <= self.tol * abs(after) for before, after in pairwise(recent))
         return Outcome.CONVERGED if still else None

@@ -56,7 +56,7 @@ def add(parts: Sequence[T]) -> T:
         merged: T = merge(parts)
         return merged
     if isinstance(first, tuple):
-        fields = [add(column) for column in zip(*parts, strict=True)]  # type: ignore[arg-type]
+        fields = [add(column) for column in zip(*parts, strict=True)]
         make: Any = type(first)
         result: T = make(*fields) if hasattr(first, "_fields") else make(fields)
         return result

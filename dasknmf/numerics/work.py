@@ -153,9 +153,7 @@ class SolveRows:
         """Task name."""
         return "nmf-transform"
 
-    def __call__(
-        self, V: Slab, rows: Rows | None, place: Place
-    ) -> tuple[Rows | None, Inspection]:
+    def __call__(self, V: Slab, rows: Rows | None, place: Place) -> tuple[Rows | None, Inspection]:
         """Visit one slab."""
         inspection = inspect_slab(V, place)
         if inspection.bad:

@@ -25,7 +25,6 @@ from distributed.comm import CommClosedError
 from dasknmf.numerics import planning
 from dasknmf.numerics.errors import ClusterError, RowsLostError
 from dasknmf.numerics.inspection import Place
-from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.terms import add
 from dasknmf.numerics.work import Rows, Work
 from dasknmf.parallel.blas import ensure_one_thread
@@ -165,7 +164,7 @@ class ClusterExecutor(Executor):
 
     def _adopt(self, keys: tuple[str, ...]) -> Carried:
         """Refer to rows that the workers put into their memory under ``keys``."""
-        futures = tuple(Future(key, client=self.client) for key in keys)
+        futures: tuple[Any, ...] = tuple(Future(key, client=self.client) for key in keys)
         # Future() alone does not tell the scheduler that this client wants the key, too.
         self.client._send_to_scheduler({"op": "client-desires-keys", "keys": list(keys)})
         return Carried(futures)
@@ -228,7 +227,8 @@ def recipes(slabs: Slabs) -> list[Recipe] | None:
     or where the graph carries data or futures: such a matrix is computed by Dask as a whole.
     """
     assert slabs.graph is not None
-    found, seen = [], set()
+    found: list[Recipe] = []
+    seen: set[Any] = set()
     for key in slabs.blocks:
         part, needs = cull(slabs.graph, [key])
         work = {k for k, parents in needs.items() if parents}

@@ -69,6 +69,7 @@ class Executor(ABC):
     def dask_chunks(self, rows: Carried, model: int) -> list[Any]:
         """Rows of one model as a graph node per slab, for a Dask array that leaves them there."""
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of everything that the executor holds."""
 
@@ -117,7 +118,7 @@ class ThreadsExecutor(Executor):
         graph: dict[Any, Any] = {}
         leaves: list[Any] = []
         for place in self.slabs.places:
-            i = place.index
+            i = place.slab
             old = None if rows is None else rows.handles[i]
             visit = partial(self._visit, work, old, place, kept if keep else None)
             block = self._blocks[i]
@@ -137,11 +138,11 @@ class ThreadsExecutor(Executor):
         self, work: Work, rows: Rows | None, place: Any, kept: list[Any] | None, block: Any
     ) -> Any:
         ensure_one_thread()
-        if block is not None and self._blocks[place.index] is None:
-            self._keep_loaded(place.index, block)
+        if block is not None and self._blocks[place.slab] is None:
+            self._keep_loaded(place.slab, block)
         new, sums = work(block, rows, place)
         if kept is not None:
-            kept[place.index] = new
+            kept[place.slab] = new
         return sums
 
     def _keep_loaded(self, index: int, block: Any) -> None:

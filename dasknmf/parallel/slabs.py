@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import dask
@@ -115,7 +115,7 @@ def from_memory(X: Any, transposed: bool) -> Slabs:
     total = _nbytes(whole)
     chunks = planning.even_chunks(shape[0], -(-total // shape[0]))
     edges = (0, *accumulate(chunks))
-    blocks = tuple(whole[a:b] for a, b in zip(edges, edges[1:], strict=False))
+    blocks = tuple(whole[a:b] for a, b in pairwise(edges))
     return Slabs(shape, edges, dtype, sparse, transposed, blocks, None)
 
 

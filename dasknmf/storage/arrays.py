@@ -39,7 +39,7 @@ def fill(target: Any, array: Any) -> None:
         target[...] = array
         return
     height = target.chunks[0]
-    aligned = array.rechunk({0: height, **{axis: -1 for axis in range(1, array.ndim)}})
+    aligned = array.rechunk({0: height, **dict.fromkeys(range(1, array.ndim), -1)})
     put = dask.delayed(_put, pure=False)
     blocks = aligned.to_delayed().ravel()
     dask.compute(*[put(target, i * height, block) for i, block in enumerate(blocks)])

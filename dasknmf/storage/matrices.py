@@ -15,7 +15,8 @@ import zarr
 
 from dasknmf.numerics import planning
 from dasknmf.numerics.errors import StoreError
-from dasknmf.storage.places import local_path
+from dasknmf.storage import arrays
+from dasknmf.storage.places import local_path, staged
 
 SPARSE = {"csr_matrix": sp.csr_array, "csc_matrix": sp.csc_array}
 KNOWN = (
@@ -120,7 +121,8 @@ def _open_npz(path: Path) -> Any:
     except (ValueError, OSError) as error:
         raise StoreError(f"{path} can't be read as .npz: {error}.") from error
     raise StoreError(
-        f"{path} holds the arrays {names}; expected one array, or what scipy.sparse.save_npz writes."
+        f"{path} holds the arrays {names}; expected one array, or what "
+        "scipy.sparse.save_npz writes."
     )
 
 
@@ -149,3 +151,25 @@ def _read_lines(group: Any, kind: Any, shape: tuple[int, ...], indptr: Any) -> A
     size = (lines, shape[1]) if kind is sp.csr_array else (shape[0], lines)
     parts = (group["data"][first:last], group["indices"][first:last], indptr - first)
     return kind(parts, shape=size)
+
+
+def save_matrix(
+    array: Any, store: Any, dimensions: tuple[str, str] = ("row", "column"), *, overwrite: bool
+) -> None:
+    """Write a dense matrix, numpy or Dask, to a Zarr array of its own.
+
+    Raises
+    ------
+    StoreError
+        The path exists and ``overwrite`` is false; nothing was written.
+    """
+    with staged(store, overwrite) as place:
+        target = zarr.create_array(
+            place,
+            shape=array.shape,
+            chunks=arrays.row_chunks(array.shape, array.dtype.itemsize),
+            dtype=array.dtype,
+            dimension_names=dimensions,
+            overwrite=True,
+        )
+        arrays.fill(target, array)

@@ -41,7 +41,7 @@ def own(array: Array) -> Array:
 
 def is_sparse(V: Slab) -> bool:
     """Whether ``V`` is a scipy sparse matrix or array."""
-    return sp.issparse(V)
+    return bool(sp.issparse(V))
 
 
 def _is_transposed(V: Slab) -> bool:
@@ -113,21 +113,20 @@ def squared_residual(V: Slab, rows: Array, columns: Array) -> float:
         return max(squares - 2.0 * float(dot) + model, 0.0)
     total = 0.0
     slab, W, Ht = own(V), own(rows), own(columns)
-    for start, stop in tiles(*slab.shape, slab.dtype.itemsize):
+    for start, stop in tiles(slab.shape, slab.dtype.itemsize):
         difference = slab[start:stop] - W[start:stop] @ Ht.T
         total += float(np.sum(np.square(difference, dtype=np.float64)))
     return total
 
 
-def tiles(rows: int, columns: int, itemsize: int) -> list[tuple[int, int]]:
+def tiles(shape: tuple[int, ...], itemsize: int) -> list[tuple[int, int]]:
     """Split the rows of a slab into tiles of about :data:`TILE_BYTES`."""
+    rows, columns = shape
     height = max(16, TILE_BYTES // max(columns * itemsize, 1))
     return [(start, min(start + height, rows)) for start in range(0, rows, height)]
 
 
-def beta_terms(
-    V: Slab, moving: Array, fixed: Array, beta: float
-) -> tuple[Float64, Float64, float]:
+def beta_terms(V: Slab, moving: Array, fixed: Array, beta: float) -> tuple[Float64, Float64, float]:
     """Numerator, denominator and value of the beta divergence D(V | moving fixedᵀ).
 
     Numerator: (V ∘ Y^(beta-2)) fixed; denominator: Y^(beta-1) fixed; Y = moving fixedᵀ
@@ -154,14 +153,12 @@ def _sparse_beta(
     if beta == 1.0:
         parts = _csr_parts(V)
         value = loops().csr_kl_terms(*parts, rows, columns, unit, move_rows, neg)
-        column_sums = np.sum(fixed, axis=0, dtype=np.float64)
+        column_sums: Float64 = np.sum(fixed, axis=0, dtype=np.float64)
         pos = np.broadcast_to(column_sums, moving.shape).copy()
-        mass = float(np.sum(moving, axis=0, dtype=np.float64) @ column_sums)
+        mass = float(np.dot(np.sum(moving, axis=0, dtype=np.float64), column_sums))
         return neg, pos, float(value) + mass / unit
     pos = np.zeros(moving.shape)
-    value = loops().csr_beta_terms(
-        *_csr_parts(V), rows, columns, unit, beta, move_rows, neg, pos
-    )
+    value = loops().csr_beta_terms(*_csr_parts(V), rows, columns, unit, beta, move_rows, neg, pos)
     return neg, pos, float(value)
 
 
@@ -172,7 +169,7 @@ def _dense_beta(
     neg = np.zeros(rows.shape if move_rows else columns.shape)
     pos = np.zeros(neg.shape)
     value = 0.0
-    for start, stop in tiles(*slab.shape, 2 * slab.dtype.itemsize):
+    for start, stop in tiles(slab.shape, 2 * slab.dtype.itemsize):
         weights = np.ascontiguousarray(rows[start:stop] @ columns.T)
         denominator = np.empty((0, 0) if beta == 1.0 else weights.shape, dtype=weights.dtype)
         value += loops().beta_weights(slab[start:stop], weights, unit, beta, denominator)

@@ -221,7 +221,7 @@ def _divergence(v, y, beta):
 
 @_compile
 def beta_weights(block, model, unit, beta, pos):
-    """Turn a tile of W H into v y^(beta-2) in place, y^(beta-1) into ``pos``; return the divergence.
+    """Turn a tile of W H into v y^(beta-2) in place, y^(beta-1) into ``pos``; give the loss.
 
     Everything is in units of ``unit``, so that no power leaves the range of float32. ``pos`` may
     be empty where beta is 1: it would be all ones.

@@ -31,7 +31,5 @@ class HALS(Solver):
     def update(self, F: Array, terms: Terms) -> Array:
         """Descend from the old rows."""
         assert isinstance(terms, Normal)
-        rows = kernels.descend_rows(
-            terms.cross, terms.gram, F, self.sweeps, 0.0, finish=False
-        )
+        rows = kernels.descend_rows(terms.cross, terms.gram, F, self.sweeps, 0.0, finish=False)
         return rows.astype(F.dtype, copy=False)
