@@ -26,10 +26,11 @@ from dasknmf.numerics.terms import Normal
 from dasknmf.numerics.work import ModelSums, Step
 from dasknmf.parallel.blas import one_thread
 from dasknmf.parallel.executors import Carried, Executor
-from dasknmf.parallel.starts import Request, make_start
+from dasknmf.parallel.starts import Request, Start, make_start
 
 logger = logging.getLogger("dasknmf")
 
+LIFT_EVERY = 10  # passes; as R's package NMF does
 RESTARTS = 3  # of a fit whose carried rows died with their worker
 RESIDUAL_BELOW = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-10}
 EXACT_BELOW = {np.dtype(np.float32): 1e-13, np.dtype(np.float64): 1e-15}
@@ -150,9 +151,11 @@ class _Loop:
         carries = settings.solver.carries_rows
         outcome = Outcome.MAX_ITER
         for number in range(1, settings.max_iter + 1):
+            row_solver, solver = self._solvers(number, start)
             step = replace(
                 step,
                 fixed=(short,),
+                solver=row_solver,
                 inspect=inspection is None,
                 residual=self._wants_residual(),
             )
@@ -167,7 +170,7 @@ class _Loop:
             if carries and (ended or number == settings.max_iter):
                 break
             terms = visit.sums.models[0].terms
-            short = settings.solver.half_step(short, terms, settings.penalties[1])
+            short = solver.half_step(short, terms, settings.penalties[1])
             if ended:
                 break
         assert inspection is not None
@@ -183,6 +186,14 @@ class _Loop:
             inspection=inspection,
             reads=self.executor.reads,
         )
+
+    def _solvers(self, number: int, start: Start) -> tuple[Solver, Solver]:
+        """Of the rows and of the short factor; every tenth pass they lift vanishing entries."""
+        solver = self.settings.solver
+        if number % LIFT_EVERY:
+            return solver, solver
+        rows, short = start.smallest
+        return solver.lifting(rows), solver.lifting(short)
 
     def _inspected(self, inspection: Inspection | None) -> Inspection | None:
         """Refuse bad values, and zeros where the loss has no finite value at them."""

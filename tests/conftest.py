@@ -86,3 +86,9 @@ def client(cluster):
 
     with Client(cluster) as active:
         yield active
+
+
+@pytest.fixture
+def many_slabs(monkeypatch):
+    """Cut small matrices into up to 64 slabs, as large ones are."""
+    monkeypatch.setattr("dasknmf.numerics.planning.SMALLEST", 1)

@@ -15,6 +15,8 @@ import scipy.sparse as sp
 from dasknmf.numerics.errors import DataError
 from dasknmf.parallel.slabs import work_dtype
 
+REFUSED = "cUSMmV"  # kinds of dtype that are no real numbers; objects may hold some
+
 
 def unwrap(X: Any) -> Any:
     """Take the matrix out of an xarray.DataArray, an AnnData or a zarr.Array; others pass."""
@@ -26,6 +28,11 @@ def unwrap(X: Any) -> Any:
     if _is(X, "xarray", "DataArray"):
         return X.data
     if _is(X, "anndata", "AnnData"):
+        if X.X is None:
+            raise DataError(
+                f"X is an AnnData without a matrix X (its layers: {sorted(X.layers)}); expected "
+                "one. Pass the matrix itself, e.g. X.layers[name] or X.obsm[name]."
+            )
         return X.X
     if _is(X, "zarr", "Array"):
         return da.from_zarr(X)
@@ -55,21 +62,53 @@ def refuse_early(X: Any) -> None:
             "X is a dask DataFrame, whose chunk sizes are unknown; expected a Dask array. Use "
             "X.to_dask_array(lengths=True)."
         )
+    if getattr(X, "ndim", 2) > 2:
+        _expect_matrix(X, type(X).__name__)
     dtype = getattr(X, "dtype", None)
-    if isinstance(dtype, np.dtype) and dtype.kind in "cUSMmV":
+    if isinstance(dtype, np.dtype) and dtype.kind in REFUSED:
         work_dtype(dtype)
+    if _is(X, "pandas", "DataFrame"):
+        for name, column in X.dtypes.items():
+            if getattr(column, "kind", "f") in REFUSED:
+                raise DataError(
+                    f"Column {name!r} of X has dtype {column}; expected real numbers (bool, "
+                    f"integer or float). Convert or drop it first, e.g. X.drop(columns={name!r})."
+                )
+
+
+def _expect_matrix(X: Any, what: str) -> None:
+    if X.ndim == 2:
+        return
+    hint = {1: "X.reshape(-1, 1) or X.reshape(1, -1)", 0: "X.reshape(1, 1)"}.get(
+        X.ndim, "X.reshape(-1, X.shape[-1]), which makes each pixel a row"
+    )
+    raise DataError(
+        f"Expected 2D array, got a {X.ndim}-D {what} of shape {X.shape}. Reshape your data: {hint}."
+    )
+
+
+def dtypes_in_memory(X: Any) -> list[Any]:
+    """What scikit-learn's validation may leave or has to make of X: the rule of the slabs."""
+    dtype = getattr(X, "dtype", None)
+    if isinstance(dtype, np.dtype) and dtype.kind in "biuf":
+        return [work_dtype(dtype)]
+    return [np.float64, np.float32]
+
+
+def explain(error: TypeError | ValueError) -> None:
+    """Raise numpy's word on values that are no numbers with what was expected and what to do."""
+    if not any(text in str(error) for text in ("convert string", "argument must be", "promoted")):
+        return
+    make = TypeError if isinstance(error, TypeError) else DataError
+    raise make(
+        f"X holds values that are no real numbers ({error}); expected bool, integer or float. "
+        "Convert or drop them first, e.g. X.astype('float64')."
+    ) from error
 
 
 def checked_dask(X: da.Array) -> da.Array:
     """Give a 2-D Dask array of known chunks, its chunks numpy or scipy sparse."""
-    if X.ndim != 2:
-        hint = {1: "X.reshape(-1, 1) or X.reshape(1, -1)", 0: "a matrix"}.get(
-            X.ndim, "X.reshape(-1, X.shape[-1]), which makes each pixel a row"
-        )
-        raise DataError(
-            f"Expected 2D array, got a {X.ndim}-D Dask array of shape {X.shape}. Reshape your "
-            f"data: {hint}."
-        )
+    _expect_matrix(X, "Dask array")
     if any(np.isnan(size) for size in X.shape):
         raise DataError(
             f"X has unknown chunk sizes (shape {X.shape}); expected known ones. Call "

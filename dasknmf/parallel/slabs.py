@@ -79,9 +79,10 @@ def work_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """float32 stays, float16 becomes float32, everything else that is a number float64."""
     kind = dtype.kind
     if kind not in "biuf":
+        lead = "Complex data not supported: " if kind == "c" else ""
         what = {"c": "complex", "O": "object", "U": "string", "S": "bytes", "M": "datetime"}
         raise DataError(
-            f"X has dtype {dtype} ({what.get(kind, 'not numeric')}); expected real numbers "
+            f"{lead}X has dtype {dtype} ({what.get(kind, 'not numeric')}); expected real numbers "
             "(bool, integer or float). Convert it first, e.g. X.astype('float64')."
         )
     return np.dtype(np.float32 if kind == "f" and dtype.itemsize <= 4 else np.float64)
@@ -89,12 +90,25 @@ def work_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def assemble(blocks: Sequence[Sequence[Any]], transposed: bool, dtype: np.dtype[Any]) -> Any:
     """Put a grid of chunks together into one slab: C-contiguous, or CSR without duplicates."""
-    grid = [[np.asarray(b) if not sp.issparse(b) else b for b in row] for row in blocks]
+    grid = [[_checked_chunk(b) for b in row] for row in blocks]
     if any(sp.issparse(b) for row in grid for b in row):
         whole = grid[0][0] if len(grid) == len(grid[0]) == 1 else sp.block_array(grid)
         return as_csr(whole.T if transposed else whole, dtype)
     whole = grid[0][0] if len(grid) == len(grid[0]) == 1 else np.block(grid)
     return np.require(whole.T if transposed else whole, dtype=dtype, requirements=["C", "A"])
+
+
+def _checked_chunk(chunk: Any) -> Any:
+    """Refuse a chunk that is not what the Dask array said, and that a conversion would hide."""
+    if isinstance(chunk, np.ma.MaskedArray):
+        raise DataError(
+            "a chunk of X is a masked array, and its mask would be lost; expected numpy arrays or "
+            "scipy.sparse matrices. Fill the masked entries first, e.g. "
+            "X.map_blocks(numpy.ma.filled, 0)."
+        )
+    chunk = chunk if sp.issparse(chunk) else np.asarray(chunk)
+    work_dtype(chunk.dtype)
+    return chunk
 
 
 def as_csr(matrix: Any, dtype: np.dtype[Any]) -> sp.csr_array:
@@ -150,6 +164,11 @@ def from_dask(X: da.Array, transposed: bool, *, merge: bool = True) -> Slabs:
     return Slabs(shape, tuple(edges), dtype, sparse, transposed, tuple(blocks), graph)
 
 
+def _sliceable(chunk: Any) -> Any:
+    """Make a chunk one that Dask can cut: COO (whose meta is numpy's even), BSR and DOK are not."""
+    return sp.csr_array(chunk) if sp.issparse(chunk) else chunk
+
+
 def _whole_rows(X: da.Array, transposed: bool, itemsize: int) -> da.Array:
     """Rechunk, once, an array whose slabs would be cut across, and drop empty chunks."""
     along, across = (1, 0) if transposed else (0, 1)
@@ -162,6 +181,7 @@ def _whole_rows(X: da.Array, transposed: bool, itemsize: int) -> da.Array:
             "X has chunks %s: rechunked once to slabs of whole %s, %s",
             X.chunksize, "columns" if transposed else "rows", {along: chunks[0], across: width},
         )  # fmt: skip
+        X = da.map_blocks(_sliceable, X, dtype=X.dtype, meta=X._meta)
         return X.rechunk({along: chunks, across: -1})
     if chunks != X.chunks[along] or any(c == 0 for c in X.chunks[across]):
         return X.rechunk({along: chunks, across: tuple(c for c in X.chunks[across] if c)})

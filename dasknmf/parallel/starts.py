@@ -56,12 +56,15 @@ class Start:
         Carried rows, or None: then ``random_rows`` says how they begin.
     inspection
         What the start saw of V; None when it read nothing, and the first pass has to look.
+    smallest
+        Scale of the smallest positive entries of the rows and of the short factor.
     """
 
     short: tuple[Array, ...]
     rows: Carried | None = None
     random_rows: RandomRows | None = None
     inspection: Inspection | None = None
+    smallest: tuple[float, float] = (0.0, 0.0)
 
 
 def make_start(request: Request, executor: Executor, name: str) -> Start:
@@ -96,7 +99,7 @@ def _random(request: Request, executor: Executor, name: str) -> Start:
         scale = float(np.sqrt(_mean(inspection, executor) / k))
     drawn = random.normal_rows(request.seed, "columns", 0, 0, columns, k)
     short = (np.abs(drawn) * scale).astype(executor.slabs.dtype)
-    return Start((short,), None, RandomRows(request.seed, scale), inspection)
+    return Start((short,), None, RandomRows(request.seed, scale), inspection, (scale, scale))
 
 
 def _nndsvd(request: Request, executor: Executor, name: str) -> Start:
@@ -122,7 +125,8 @@ def _nndsvd(request: Request, executor: Executor, name: str) -> Start:
     if request.solver.carries_rows:
         keep = KeepHalves(found.turn, halves, fill, dtype)
         carried = executor.run(keep, second.rows, keep=True, load=False).rows
-    return Start((short.astype(dtype),), carried, None, inspection)
+    scale = float(np.sqrt(_mean(inspection, executor) / k))
+    return Start((short.astype(dtype),), carried, None, inspection, (scale, scale))
 
 
 def _custom(request: Request, executor: Executor, name: str) -> Start:
@@ -143,17 +147,25 @@ def _custom(request: Request, executor: Executor, name: str) -> Start:
         visit = executor.run(Inspect())
         inspection = _checked(visit.sums, executor, name)
         scale = float(np.sqrt(_mean(inspection, executor) / request.n_components))
-        return Start((short,), None, RandomRows(request.seed, scale), inspection)
+        smallest = (scale, _smallest(short))
+        return Start((short,), None, RandomRows(request.seed, scale), inspection, smallest)
     if request.short is None:
         return _from_rows(request, executor, name, carried)
     short = request.short.astype(slabs.dtype)
+    smallest = (_smallest(request.long), _smallest(short))
     step = Step(
         request.loss, request.solver, request.penalties[0], (short,), move=False, inspect=True
     )
     sums = executor.run(step, carried).sums
     inspection = _checked(sums.inspection, executor, name)
     short = request.solver.half_step(short, sums.models[0].terms, request.penalties[1])
-    return Start((short,), carried, None, inspection)
+    return Start((short,), carried, None, inspection, smallest)
+
+
+def _smallest(factor: Any) -> float:
+    """Smallest positive entry."""
+    array = np.asarray(factor)
+    return float(np.min(array, initial=np.inf, where=array > 0.0))
 
 
 def _from_rows(request: Request, executor: Executor, name: str, carried: Carried) -> Start:
@@ -171,7 +183,8 @@ def _from_rows(request: Request, executor: Executor, name: str, carried: Carried
         short = np.maximum(short, 1e-3 * float(np.mean(short)))
     if not gram(short).any():
         raise DataError("the custom factor explains nothing of X: every coefficient is zero.")
-    return Start((short,), carried, None, inspection)
+    smallest = (_smallest(request.long), _smallest(short))
+    return Start((short,), carried, None, inspection, smallest)
 
 
 def _rows_by_slab(factor: Any, executor: Executor) -> list[tuple[Array, ...]]:

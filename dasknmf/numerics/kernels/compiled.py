@@ -16,81 +16,87 @@ _compile = njit(nogil=True, cache=True, error_model="numpy")
 
 
 @_compile
-def _solve_passive(gram, cross, passive, size, chol, x):
-    """Solve gram[P, P] x = cross[P] by Cholesky; False where P is numerically dependent."""
+def _newton_step(gram, gradient, passive, size, chol, step):
+    """Solve (gram[P, P] + E) step = gradient[P] by Cholesky, pivots lifted where P is dependent.
+
+    E is zero for an independent P. Otherwise the step still descends: gradientᵀ step exceeds
+    stepᵀ gram step.
+    """
     for i in range(size):
         p = passive[i]
         for j in range(i + 1):
-            q = passive[j]
-            s = gram[p, q]
+            s = gram[p, passive[j]]
             for t in range(j):
                 s -= chol[i, t] * chol[j, t]
             if i == j:
-                if s <= 1e-13 * gram[p, p]:
-                    return False
-                chol[i, i] = np.sqrt(s)
+                chol[i, i] = np.sqrt(max(s, 1e-13 * gram[p, p]))
             else:
                 chol[i, j] = s / chol[j, j]
     for i in range(size):
-        s = cross[passive[i]]
+        s = gradient[passive[i]]
         for t in range(i):
-            s -= chol[i, t] * x[t]
-        x[i] = s / chol[i, i]
+            s -= chol[i, t] * step[t]
+        step[i] = s / chol[i, i]
     for i in range(size - 1, -1, -1):
-        s = x[i]
+        s = step[i]
         for t in range(i + 1, size):
-            s -= chol[t, i] * x[t]
-        x[i] = s / chol[i, i]
-    return True
+            s -= chol[t, i] * step[t]
+        step[i] = s / chol[i, i]
 
 
 @_compile
-def _active_set(gram, cross, w, scale, passive, chol, x):
+def _move_free(w, passive, size, step):
+    """Go along ``step`` to the first bound; whether the whole step could be taken."""
+    length = 1.0
+    first = -1
+    for i in range(size):
+        if w[passive[i]] + step[i] <= 0.0 and w[passive[i]] <= length * -step[i]:
+            length = w[passive[i]] / -step[i]
+            first = i
+    for i in range(size):
+        w[passive[i]] = max(w[passive[i]] + length * step[i], 0.0)
+    if first >= 0:
+        w[passive[first]] = 0.0  # exactly: rounding must not leave it free
+    return first < 0
+
+
+@_compile
+def _active_set(gram, cross, w, scale, passive, chol, gradient, step):
     """Finish one row exactly from a feasible ``w``: Bro & de Jong's fast NNLS, warm-started.
 
-    Stops when no gradient exceeds ``sqrt(scale * gram[a, a])``, or when the free columns are
-    numerically dependent: then ``w`` stays the best point reached.
+    Newton steps on the free coefficients until their gradient is below sqrt(scale * G_aa) (or no
+    longer shrinks: rounding), then the bound coefficient with the steepest gradient is freed.
     """
     k = gram.shape[0]
-    for _ in range(3 * k + 10):
+    whole_steps = 0
+    for _ in range(4 * k + 20):
         size = 0
+        free = 0.0
+        bound = scale
+        best = -1
         for a in range(k):
+            g = cross[a]
+            for b in range(k):
+                g -= gram[a, b] * w[b]
+            gradient[a] = g
+            if gram[a, a] <= 0.0:
+                continue
             if w[a] > 0.0:
                 passive[size] = a
                 size += 1
-        if not _solve_passive(gram, cross, passive, size, chol, x):
+                free = max(free, g * g / gram[a, a])
+            elif g > 0.0 and g * g > bound * gram[a, a]:
+                bound = g * g / gram[a, a]
+                best = a
+        if free > scale and whole_steps < 3:
+            _newton_step(gram, gradient, passive, size, chol, step)
+            whole = _move_free(w, passive, size, step)
+            whole_steps = whole_steps + 1 if whole else 0
+        elif best >= 0:
+            w[best] = gradient[best] / gram[best, best]
+            whole_steps = 0
+        else:
             return
-        step = 1.0
-        for i in range(size):
-            if x[i] <= 0.0:
-                w_i = w[passive[i]]
-                step = min(step, w_i / (w_i - x[i]))
-        for i in range(size):
-            a = passive[i]
-            if step == 1.0:
-                w[a] = x[i] if x[i] > 0.0 else 0.0
-            else:
-                moved = w[a] + step * (x[i] - w[a])
-                hit = x[i] <= 0.0 and w[a] <= step * (w[a] - x[i])
-                w[a] = 0.0 if hit or moved < 0.0 else moved
-        if step < 1.0:
-            continue
-        best = -1
-        steepest = scale
-        for a in range(k):
-            if w[a] == 0.0 and gram[a, a] > 0.0:
-                g = cross[a]
-                for b in range(k):
-                    g -= gram[a, b] * w[b]
-                if g > 0.0 and g * g > steepest * gram[a, a]:
-                    steepest = g * g / gram[a, a]
-                    best = a
-        if best < 0:
-            return
-        g = cross[best]
-        for b in range(k):
-            g -= gram[best, b] * w[b]
-        w[best] = g / gram[best, best]
 
 
 @_compile
@@ -108,7 +114,8 @@ def descend_rows(cross, gram, out, sweeps, tol, finish):
     worst = np.empty(TILE)
     scale = np.empty(TILE)
     chol = np.empty((k, k))
-    x = np.empty(k)
+    step = np.empty(k)
+    gradient = np.empty(k)
     passive = np.empty(k, np.int64)
     one_c = np.empty(k)
     one_w = np.empty(k)
@@ -157,7 +164,7 @@ def descend_rows(cross, gram, out, sweeps, tol, finish):
                 for a in range(k):
                     one_c[a] = c[a, t]
                     one_w[a] = w[a, t]
-                _active_set(gram, one_c, one_w, scale[t], passive, chol, x)
+                _active_set(gram, one_c, one_w, scale[t], passive, chol, gradient, step)
                 for a in range(k):
                     w[a, t] = one_w[a]
             for a in range(k):

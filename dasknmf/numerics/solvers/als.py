@@ -26,13 +26,13 @@ from dasknmf.numerics.terms import Normal, Terms
 @final
 @dataclass(frozen=True)
 class ALS(Solver):
-    """Exact rows. ``sweeps`` of descent to ``tol``, then the active set for what still moves."""
+    """Exact rows. A few sweeps find most of the zeros; the active set finishes what still moves."""
 
     name: ClassVar[str] = "als"
     needs: ClassVar[tuple[type, ...]] = (Normal,)
     carries_rows: ClassVar[bool] = False
 
-    sweeps: int = 8
+    sweeps: int = 3
     tol: float = 1e-10
 
     def update(self, F: Array, terms: Terms) -> Array:

@@ -39,6 +39,10 @@ class Solver(ABC):
         """Bring terms into the form that the solver works on, before the penalty is added."""
         return terms
 
+    def lifting(self, smallest: float) -> Solver:
+        """A solver that also lifts vanishing entries, ``smallest`` being the start's smallest."""
+        return self
+
     def check(self, loss: Loss) -> None:
         """Raise :class:`ParameterError` unless the solver can serve ``loss``."""
         if loss.kind not in self.needs:
