@@ -28,6 +28,8 @@ from dasknmf.parallel import inputs, make_executor, starts
 from dasknmf.parallel.executors import Executor
 from dasknmf.parallel.slabs import Slabs, cut
 
+SEEN = ("n_features_in_", "feature_names_in_")  # set before the data's values are known
+
 
 class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Non-negative matrix factorisation X ≈ W H, out of core and on clusters.
@@ -158,7 +160,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Raises
         ------
         DataError, ParameterError
-            Both are ValueError. Nothing of the estimator has changed then but ``n_features_in_``.
+            Both are ValueError. The estimator is then as it was before.
         """
         self._fit(X, W, H, client, keep_rows=False)
         self.__dict__.pop("W_", None)
@@ -180,6 +182,18 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _fit(self, X: Any, W: Any, H: Any, client: Any, *, keep_rows: bool) -> Any:
         loss, solver = self._check_parameters()
+        known = {name: value for name, value in vars(self).items() if name in SEEN}
+        try:
+            return self._fit_validated(X, W, H, client, loss, solver, keep_rows)
+        except BaseException:  # an interrupted fit, too, must leave an earlier one usable
+            for name in SEEN:
+                self.__dict__.pop(name, None)
+            self.__dict__.update(known)
+            raise
+
+    def _fit_validated(
+        self, X: Any, W: Any, H: Any, client: Any, loss: Loss, solver: Solver, keep_rows: bool
+    ) -> Any:
         X = self._validated(X, reset=True)
         k = self._count_components(X.shape, W, H)
         slabs = cut(X)
@@ -321,8 +335,13 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _check_parameters(self) -> tuple[Loss, Solver]:
         _expect_integer("max_iter", self.max_iter, 1)
-        if not isinstance(self.tol, Real) or not np.isfinite(self.tol) or self.tol < 0:
-            raise ParameterError(f"tol={self.tol!r}; expected a finite number >= 0.")
+        _expect_number("tol", self.tol, "a finite number >= 0")
+        _expect_number("alpha_W", self.alpha_W, "a finite number >= 0")
+        if not isinstance(self.alpha_H, str):
+            _expect_number("alpha_H", self.alpha_H, "a finite number >= 0 or 'same'")
+        _expect_number("l1_ratio", self.l1_ratio, "a number from 0 (L2) to 1 (L1)")
+        if not isinstance(self.solver, str):
+            raise ParameterError(f"solver={self.solver!r}; expected its name, e.g. 'auto'.")
         if self.init is not None and self.init not in starts.NAMES:
             raise ParameterError(
                 f"init={self.init!r} is unknown; expected None or one of {list(starts.NAMES)}."
@@ -352,14 +371,18 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         X = inputs.unwrap(X)
         inputs.refuse_early(X)
         if not inputs.is_dask(X):
-            return validate_data(
-                self,
-                X,
-                reset=reset,
-                accept_sparse=("csr", "csc"),
-                dtype=[np.float64, np.float32],
-                ensure_all_finite=False,
-            )
+            try:
+                return validate_data(
+                    self,
+                    X,
+                    reset=reset,
+                    accept_sparse=("csr", "csc"),
+                    dtype=inputs.dtypes_in_memory(X),
+                    ensure_all_finite=False,
+                )
+            except (TypeError, ValueError) as error:
+                inputs.explain(error)
+                raise
         X = inputs.checked_dask(X)
         if reset:
             self.n_features_in_ = X.shape[1]
@@ -384,9 +407,9 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             return k
         if self.n_components == "auto" and self.init == "custom":
             if H is not None:
-                return int(np.shape(H)[0])
+                return int(np.shape(H)[0]) if np.ndim(H) else 0
             if W is not None:
-                return int(W.shape[1])
+                return int(np.shape(W)[-1])
         return shape[1]
 
     def _choose_init(self, solver: Solver, k: int, shape: tuple[int, int]) -> str:
@@ -429,6 +452,12 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 def _expect_integer(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool | np.bool_) or not isinstance(value, Integral) or value < least:
         raise ParameterError(f"{name}={value!r}; expected an integer >= {least}.")
+
+
+def _expect_number(name: str, value: Any, expected: str) -> None:
+    number = isinstance(value, Real) and not isinstance(value, bool | np.bool_)
+    if not number or not np.isfinite(value) or value < 0:
+        raise ParameterError(f"{name}={value!r}; expected {expected}.")
 
 
 def _seed(random_state: Any) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,22 +11,34 @@ from tqdm.auto import tqdm
 
 from dasknmf.passes import Callback, PassInfo
 
+LOG_INTERVAL = 10.0  # seconds between updates where they are lines of a log, not a moving bar
+
 
 @contextmanager
 def bar(max_iter: int) -> Iterator[Callback]:
-    """Give a callback that moves a bar: passes, time left at most, reads, loss, relative error."""
-    with tqdm(total=max_iter, desc="nmf", unit="pass", dynamic_ncols=True) as shown:
+    """Give a callback that moves a bar: passes, time left at most, reads, loss, relative error.
+
+    It goes to stderr, and vanishes where the fit ends in an error.
+    """
+    live = sys.stderr.isatty() or "ipykernel" in sys.modules
+    interval = 0.1 if live else LOG_INTERVAL
+    with tqdm(
+        total=max_iter, desc="nmf", unit="pass", dynamic_ncols=True, mininterval=interval
+    ) as shown:
 
         def move(info: PassInfo) -> None:
-            error = (
-                ""
-                if info.relative_error != info.relative_error
-                else (f", error {info.relative_error:.5f}")
+            error = info.relative_error
+            relative = f", error {error:.5f}" if math.isfinite(error) else ""
+            shown.set_postfix_str(
+                f"loss {info.loss:.6g}{relative}, {info.reads} reads", refresh=False
             )
-            shown.set_postfix_str(f"loss {info.loss:.6g}{error}, {info.reads} reads")
             if info.phase == "pass":
                 shown.update(1)
 
-        yield move
+        try:
+            yield move
+        except BaseException:
+            shown.leave = False
+            raise
         shown.total = shown.n  # a fit that converged early is complete, not abandoned
         shown.refresh()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import platform
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
 from dask.base import tokenize
 
+from dasknmf.numerics.errors import DataError
 from dasknmf.numerics.inspection import Place
 from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.work import SolveRows
@@ -78,7 +79,7 @@ def save(model: NMF, store: Any, W: Any, overwrite: bool) -> None:
     names = getattr(model, "feature_names_in_", None)
     record = models.ModelRecord(
         H=model.components_,
-        W=W,
+        W=None if W is None else _checked_rows(W, (model._n_samples, model.n_components_)),
         history=model.history_,
         parameters={k: _plain(v) for k, v in parameters.items()},
         fitted={
@@ -93,10 +94,31 @@ def save(model: NMF, store: Any, W: Any, overwrite: bool) -> None:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "python": platform.python_version(),
             "machine": platform.machine(),
-            "versions": {name: version(name) for name in PACKAGES},
+            "versions": {name: _version(name) for name in PACKAGES},
         },
     )
     models.write(record, store, overwrite)
+
+
+def _checked_rows(W: Any, expected: tuple[int, int]) -> Any:
+    """W as numpy or Dask; refused unless it can be W of the model."""
+    W = W if inputs.is_dask(W) else np.asarray(W)
+    if W.shape != expected:
+        raise DataError(
+            f"W has shape {W.shape}; expected {expected}: one row for each sample of the fit, one "
+            "column for each component. W of other data can't be saved with the model."
+        )
+    if W.dtype.kind not in "fiub":
+        raise DataError(f"W has dtype {W.dtype}; expected real numbers.")
+    return W
+
+
+def _version(package: str) -> str | None:
+    """The installed version; None in a tree that was never installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _plain(value: Any) -> Any:

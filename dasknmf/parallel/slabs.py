@@ -7,6 +7,7 @@ as its transpose, so a slab is then a block of columns.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ import dask
 import dask.array as da
 import numpy as np
 import scipy.sparse as sp
+from dask.base import tokenize
 from dask.sizeof import sizeof
 
 from dasknmf.numerics import planning
@@ -147,17 +149,20 @@ def from_dask(X: da.Array, transposed: bool, *, merge: bool = True) -> Slabs:
     groups = planning.merged_chunks(along, row_bytes) if merge and not sparse else (1,) * len(along)
     if len(groups) < len(along):
         logger.info("%d chunks of rows are read as %d slabs", len(along), len(groups))
-    (X,) = dask.optimize(X)
     graph = dict(X.__dask_graph__())
+    if not any(_is_future(node) for node in graph.values()):
+        (X,) = dask.optimize(X)  # would drop futures that the graph refers to
+        graph = dict(X.__dask_graph__())
     blocks, edges, first = [], [0], 0
-    name = f"slab-{X.name}"
+    name = f"slab-{tokenize(X.name, transposed, dtype, groups)}"
     for i, members in enumerate(groups):
         chunks_of_slab = range(first, first + members)
         if transposed:
             keys = [[(X.name, a, c) for c in chunks_of_slab] for a in range(len(across))]
         else:
             keys = [[(X.name, c, a) for a in range(len(across))] for c in chunks_of_slab]
-        graph[(name, i)] = (partial(assemble, transposed=transposed, dtype=dtype), keys)
+        nodes = [[graph[key] if _is_future(graph[key]) else key for key in row] for row in keys]
+        graph[(name, i)] = (partial(assemble, transposed=transposed, dtype=dtype), nodes)
         blocks.append((name, i))
         edges.append(edges[-1] + sum(along[c] for c in chunks_of_slab))
         first += members
@@ -167,6 +172,12 @@ def from_dask(X: da.Array, transposed: bool, *, merge: bool = True) -> Slabs:
 def _sliceable(chunk: Any) -> Any:
     """Make a chunk one that Dask can cut: COO (whose meta is numpy's even), BSR and DOK are not."""
     return sp.csr_array(chunk) if sp.issparse(chunk) else chunk
+
+
+def _is_future(node: Any) -> bool:
+    """Whether a graph node is data that a cluster already holds."""
+    module = sys.modules.get("distributed")
+    return module is not None and isinstance(node, module.Future)
 
 
 def _whole_rows(X: da.Array, transposed: bool, itemsize: int) -> da.Array:

@@ -119,7 +119,9 @@ def _nndsvd(request: Request, executor: Executor, name: str) -> Start:
     found = nndsvd.directions(second.sums, basis, k)
     norms = executor.run(MeasureHalves(found.turn), second.rows, load=False).sums
     halves = nndsvd.choose_halves(found, norms)
-    fill = nndsvd.Fill(request.init, _mean(inspection, executor), request.seed)
+    # scikit-learn fills with mean(V); this is the same where max(V) = 1, and scales as factors do.
+    mean = _mean(inspection, executor) / np.sqrt(inspection.maximum or 1.0)
+    fill = nndsvd.Fill(request.init, float(mean), request.seed)
     short = fill(nndsvd.keep_halves(found.right, halves.sign, halves.right), "columns", 0)
     carried = None
     if request.solver.carries_rows:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import dask
 import dask.array as da
@@ -16,7 +17,7 @@ import zarr
 from dasknmf.numerics import planning
 from dasknmf.numerics.errors import StoreError
 from dasknmf.storage import arrays
-from dasknmf.storage.places import local_path, staged
+from dasknmf.storage.places import NOT_THERE, local_path, readable, staged
 
 SPARSE = {"csr_matrix": sp.csr_array, "csc_matrix": sp.csc_array}
 KNOWN = (
@@ -31,7 +32,7 @@ def open_matrix(store: Any, component: str | None = None) -> Any:
     Parameters
     ----------
     store : str, path or zarr store
-        A Zarr array or group (folder, URL, or path into a group), ``.npy`` or ``.npz``.
+        A Zarr array or group (folder, URL, path into a group, ``.zip``), ``.npy`` or ``.npz``.
     component : str, optional
         Path of the matrix within a group.
 
@@ -45,80 +46,80 @@ def open_matrix(store: Any, component: str | None = None) -> Any:
     StoreError
         Nothing is there, or no single matrix.
     """
+    if isinstance(store, zarr.Array | zarr.Group):
+        store, component = store.store_path.store, "/".join(filter(None, (store.path, component)))
     path = local_path(store)
-    if path is not None and not path.exists() and not _inside_group(path):
+    if path is not None and not path.exists():
         raise StoreError(f"{store} does not exist; expected {KNOWN}.")
-    if path is not None and path.suffix == ".npy":
-        return _open_npy(path)
-    if path is not None and path.suffix == ".npz":
-        return _open_npz(path)
+    if path is not None and path.suffix in (".npy", ".npz"):
+        if component is not None:
+            raise StoreError(f"{store} has no components; component is for Zarr groups.")
+        return _open_npy(path) if path.suffix == ".npy" else _open_npz(path)
+    where = f"{store}/{component}" if component else store
     try:
-        node = zarr.open(store, mode="r", path=component)
-    except (FileNotFoundError, KeyError, ValueError, NotADirectoryError) as error:
-        where = f"{store}/{component}" if component else store
-        raise StoreError(f"{where} is no Zarr array or group; expected {KNOWN}.") from error
-    return _from_node(node, store if component is None else f"{store}/{component}")
-
-
-def _inside_group(path: Path) -> bool:
-    """Whether the path leads into something (a zip store, say) that is no folder."""
-    return any(parent.is_file() for parent in path.parents)
+        node = zarr.open(readable(store), mode="r", path=component)
+    except NOT_THERE as error:
+        raise StoreError(
+            f"{where} is nothing that Zarr can open ({error}); expected {KNOWN}."
+        ) from error
+    return _from_node(node, where)
 
 
 def _from_node(node: Any, where: Any) -> Any:
     if isinstance(node, zarr.Array):
-        return da.from_zarr(node)
+        return arrays.lazy(node)
     attributes = dict(node.attrs)
     encoding = attributes.get("encoding-type")
     if "dasknmf" in attributes:
         raise StoreError(
-            f"{where} is a saved model, not a matrix. Use dasknmf.load() or `dasknmf info`; its "
-            "factors are the arrays W and H in it."
+            f"{where} is a saved model, not a matrix. dasknmf.load() and `dasknmf info` open it; "
+            "its factors are the arrays W and H in it."
         )
     if encoding == "anndata":
+        if "X" not in node:
+            raise StoreError(f"{where} is an AnnData store without X. Name a layer: layers/NAME.")
         return _from_node(node["X"], f"{where}/X")
     if encoding in SPARSE:
-        return _open_sparse(node, SPARSE[encoding])
+        return _open_sparse(node, where, SPARSE[encoding])
     matrices = [name for name, array in node.arrays() if array.ndim == 2]
     if len(matrices) == 1:
-        return da.from_zarr(node[matrices[0]])
+        return arrays.lazy(node[matrices[0]])
     raise StoreError(
         f"{where} is a Zarr group with {sorted(node.keys())}; expected {KNOWN}. Name one matrix "
-        f"in it, e.g. {where}/{(matrices or ['NAME'])[0]}."
+        f"in it: {where}/{(sorted(matrices) or ['NAME'])[0]}."
     )
 
 
 def _open_npy(path: Path) -> da.Array:
     """Slabs that map the file where they are read: workers need to see the path."""
     try:
-        mapped = np.load(path, mmap_mode="r")
-    except ValueError as error:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
         raise StoreError(f"{path} is no array of numbers: {error}.") from error
-    if mapped.ndim != 2:
+    if mapped.ndim != 2 or mapped.size == 0:
         return da.from_array(np.asarray(mapped))
     chunks = planning.even_chunks(mapped.shape[0], mapped.shape[1] * mapped.dtype.itemsize)
-    edges = np.concatenate([[0], np.cumsum(chunks)]).tolist()
     read = dask.delayed(partial(_map_rows, str(path)), name="read-npy", pure=True)
     blocks = [
         da.from_delayed(read(a, b), (b - a, mapped.shape[1]), mapped.dtype)
-        for a, b in pairwise(edges)
+        for a, b in pairwise((0, *accumulate(chunks)))
     ]
     return da.concatenate(blocks)
 
 
 def _map_rows(path: str, start: int, stop: int) -> Any:
-    return np.load(path, mmap_mode="r")[start:stop]
+    return np.load(path, mmap_mode="r", allow_pickle=False)[start:stop]
 
 
 def _open_npz(path: Path) -> Any:
     try:
-        with np.load(path) as held:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
             names = list(held.keys())
             if "format" in names:
                 return sp.csr_array(sp.load_npz(path))
             if len(names) == 1:
                 return held[names[0]]
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError, KeyError, BadZipFile) as error:
         raise StoreError(f"{path} can't be read as .npz: {error}.") from error
     raise StoreError(
         f"{path} holds the arrays {names}; expected one array, or what "
@@ -126,31 +127,43 @@ def _open_npz(path: Path) -> Any:
     )
 
 
-def _open_sparse(group: Any, kind: Any) -> da.Array:
+def _open_sparse(group: Any, where: Any, kind: Any) -> da.Array:
     """A compressed matrix as row (CSR) or column (CSC) slabs, each read by its own range."""
-    shape = tuple(int(n) for n in group.attrs["shape"])
+    try:
+        shape = tuple(int(n) for n in group.attrs["shape"])
+        parts = [arrays.Source(group[name]) for name in ("data", "indices", "indptr")]
+    except (KeyError, TypeError) as error:
+        raise StoreError(
+            f"{where} is no complete sparse matrix; expected the arrays data, indices and indptr "
+            f"and the attribute shape, found {sorted(group.keys())} and {sorted(group.attrs)}."
+        ) from error
+    data, indices, indptr = parts
     axis = 0 if kind is sp.csr_array else 1
-    indptr = np.asarray(group["indptr"][...])
-    stored = group["data"].dtype.itemsize + group["indices"].dtype.itemsize
-    per_line = -(-int(indptr[-1]) * stored // max(shape[axis], 1))
+    if len(shape) != 2 or indptr.shape != (shape[axis] + 1,) or data.shape != indices.shape:
+        raise StoreError(
+            f"{where} is no {kind.__name__} of shape {shape}: data {data.shape}, indices "
+            f"{indices.shape}, indptr {indptr.shape}."
+        )
+    if 0 in shape:
+        return da.from_array(np.zeros(shape, data.dtype))
+    per_line = -(-data.shape[0] * (data.dtype.itemsize + indices.dtype.itemsize) // shape[axis])
     chunks = planning.even_chunks(shape[axis], max(per_line, 1))
-    edges = np.concatenate([[0], np.cumsum(chunks)]).astype(int).tolist()
-    read = dask.delayed(partial(_read_lines, group, kind, shape), name="read-sparse", pure=True)
-    meta = kind((0, 0), dtype=group["data"].dtype)
+    read = dask.delayed(partial(_read_lines, parts, kind, shape), name="read-sparse", pure=True)
+    meta = kind((0, 0), dtype=data.dtype)
     blocks = []
-    for a, b in pairwise(edges):
+    for a, b in pairwise((0, *accumulate(chunks))):
         lines = (b - a, shape[1]) if axis == 0 else (shape[0], b - a)
-        part = read(indptr[a : b + 1])
-        blocks.append(da.from_delayed(part, lines, meta=meta))
+        blocks.append(da.from_delayed(read(a, b), lines, meta=meta))
     return da.concatenate(blocks, axis=axis)
 
 
-def _read_lines(group: Any, kind: Any, shape: tuple[int, ...], indptr: Any) -> Any:
-    first, last = int(indptr[0]), int(indptr[-1])
-    lines = len(indptr) - 1
+def _read_lines(parts: Any, kind: Any, shape: tuple[int, ...], start: int, stop: int) -> Any:
+    data, indices, indptr = parts
+    edges = np.asarray(indptr[start : stop + 1]).astype(np.int64)
+    first, last = int(edges[0]), int(edges[-1])
+    lines = stop - start
     size = (lines, shape[1]) if kind is sp.csr_array else (shape[0], lines)
-    parts = (group["data"][first:last], group["indices"][first:last], indptr - first)
-    return kind(parts, shape=size)
+    return kind((data[first:last], indices[first:last], edges - first), shape=size)
 
 
 def save_matrix(
@@ -164,12 +177,6 @@ def save_matrix(
         The path exists and ``overwrite`` is false; nothing was written.
     """
     with staged(store, overwrite) as place:
-        target = zarr.create_array(
-            place,
-            shape=array.shape,
-            chunks=arrays.row_chunks(array.shape, array.dtype.itemsize),
-            dtype=array.dtype,
-            dimension_names=dimensions,
-            overwrite=True,
-        )
-        arrays.fill(target, array)
+        if overwrite and local_path(store) is None and isinstance(array, da.Array):
+            array = array.persist()  # it may be lazy on what is about to be deleted
+        arrays.write(place, None, array, dimensions)

@@ -2,13 +2,14 @@
 
     H   (component, feature)        W   (sample, component), if it was saved
     history_reads, history_loss, ...   (pass)
-    attributes: dasknmf = {format, version, complete, parameters, fitted, provenance}
+    attributes: dasknmf = {format, version, complete, history, parameters, fitted, provenance}
 
 ``complete`` is set last: a group without it was never finished, and is refused.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +20,12 @@ import zarr
 from dasknmf.numerics.errors import StoreError
 from dasknmf.numerics.kernels import Array
 from dasknmf.storage import arrays
-from dasknmf.storage.places import staged
+from dasknmf.storage.places import NOT_THERE, local_path, readable, staged
 
 FORMAT = "dasknmf-model"
 VERSION = 1
 PREFIX = "history_"
+EXPECTED = "expected a model, as NMF.save() or `dasknmf fit -o` writes it"
 
 
 @dataclass(frozen=True)
@@ -44,55 +46,68 @@ def write(record: ModelRecord, store: Any, overwrite: bool) -> None:
         "format": FORMAT,
         "version": VERSION,
         "complete": False,
+        "history": list(record.history),
         "parameters": record.parameters,
         "fitted": record.fitted,
         "provenance": record.provenance,
     }
     with staged(store, overwrite) as place:
-        group = zarr.create_group(place, attributes={"dasknmf": about}, overwrite=True)
-        arrays.write(group, "H", record.H, ("component", "feature"))
-        if record.W is not None:
-            arrays.write(group, "W", record.W, ("sample", "component"))
+        W = record.W
+        if overwrite and local_path(store) is None and isinstance(W, da.Array):
+            W = W.persist()  # it may be lazy on what is about to be deleted
+        zarr.create_group(place, attributes={"dasknmf": about}, overwrite=True)
+        arrays.write(place, "H", record.H, ("component", "feature"))
+        if W is not None:
+            arrays.write(place, "W", W, ("sample", "component"))
         for name, column in record.history.items():
-            arrays.write(group, PREFIX + name, column, ("pass",))
+            arrays.write(place, PREFIX + name, column, ("pass",))
+        with warnings.catch_warnings():  # of zarr, on consolidation being young in format 3
+            warnings.simplefilter("ignore")
+            group = zarr.consolidate_metadata(place)
         group.update_attributes({"dasknmf": {**about, "complete": True}})
-
-
-def about(store: Any) -> tuple[Any, dict[str, Any]]:
-    """Open a model group; give it and what its attributes say."""
-    try:
-        group = zarr.open_group(store, mode="r")
-    except (FileNotFoundError, KeyError, ValueError) as error:
-        raise StoreError(f"{store} holds no Zarr group; expected a saved model.") from error
-    found = dict(group.attrs).get("dasknmf")
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise StoreError(
-            f"{store} is a Zarr group with {sorted(group.keys())}, and no model of dasknmf. "
-            "Expected what NMF.save() or `dasknmf fit -o` wrote."
-        )
-    if found["version"] > VERSION:
-        raise StoreError(
-            f"{store} has model format version {found['version']}; this dasknmf reads up to "
-            f"{VERSION}. Update dasknmf."
-        )
-    if not found["complete"]:
-        raise StoreError(f"{store} is a model whose writing was interrupted; save it again.")
-    return group, found
 
 
 def read(store: Any) -> ModelRecord:
     """Read a model; W stays on the store, as a lazy Dask array."""
-    group, found = about(store)
-    history = {
-        name.removeprefix(PREFIX): np.asarray(array[...])
-        for name, array in group.arrays()
-        if name.startswith(PREFIX)
-    }
-    return ModelRecord(
-        H=np.asarray(group["H"][...]),
-        W=da.from_zarr(group["W"]) if "W" in group else None,
-        history=history,
-        parameters=found["parameters"],
-        fitted=found["fitted"],
-        provenance=found["provenance"],
-    )
+    group, about = _open(store)
+    try:
+        H = np.asarray(group["H"][...])
+        history = {name: np.asarray(group[PREFIX + name][...]) for name in about["history"]}
+        W = arrays.lazy(group["W"]) if "W" in group else None
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise StoreError(f"{store} is a damaged model: {error}. Save it again.") from error
+    if not np.isfinite(H).all():
+        raise StoreError(f"{store} is a damaged model: a part of H is missing. Save it again.")
+    return ModelRecord(H, W, history, *(about[n] for n in ("parameters", "fitted", "provenance")))
+
+
+def _open(store: Any) -> tuple[Any, dict[str, Any]]:
+    """Give the group of a finished model, and what its attributes say."""
+    path = local_path(store)
+    if path is not None and not path.exists():
+        raise StoreError(f"{store} does not exist; {EXPECTED}.")
+    try:
+        group = zarr.open(readable(store), mode="r")
+    except NOT_THERE as error:
+        raise StoreError(f"{store} is nothing that Zarr can open ({error}); {EXPECTED}.") from error
+    if isinstance(group, zarr.Array):
+        raise StoreError(
+            f"{store} is a Zarr array, perhaps a matrix, and no model; {EXPECTED}. "
+            "dasknmf.open_matrix() opens matrices."
+        )
+    found: Any = dict(group.attrs).get("dasknmf")
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise StoreError(
+            f"{store} is a Zarr group with {sorted(group.keys())}, and no model; {EXPECTED}. "
+            "dasknmf.open_matrix() opens matrices."
+        )
+    if found.get("version") != VERSION:
+        raise StoreError(
+            f"{store} has model format version {found.get('version')}; this dasknmf reads "
+            f"{VERSION}. Update dasknmf."
+        )
+    if found.get("complete") is not True:
+        raise StoreError(
+            f"{store} is a model whose writing was interrupted. Save it again with overwrite=True."
+        )
+    return group, found

@@ -215,8 +215,11 @@ def csr_model_dot(indptr, indices, data, rows, columns):
 
 
 @_compile
-def _divergence(v, y, beta):
-    """d_beta(v | y) of one entry, y > 0 (Févotte & Idier 2011, eq. 2)."""
+def _divergence(v, wh, beta):
+    """d_beta(v | wh) of one entry (Févotte & Idier 2011, eq. 2), 0 where both are zero."""
+    y = max(wh, FLOOR)
+    if v == 0.0 and wh == 0.0 and beta > 0.0:
+        return 0.0
     if beta == 1.0:
         return (v * np.log(v / y) if v > 0.0 else 0.0) - v + y
     if beta == 0.0:
@@ -237,8 +240,9 @@ def beta_weights(block, model, unit, beta, pos):
     for i in range(block.shape[0]):
         for j in range(block.shape[1]):
             v = np.float64(block[i, j]) / unit
-            y = max(np.float64(model[i, j]) / unit, FLOOR)
-            total += _divergence(v, y, beta)
+            wh = np.float64(model[i, j]) / unit
+            y = max(wh, FLOOR)
+            total += _divergence(v, wh, beta)
             if beta == 1.0:
                 model[i, j] = v / y
             else:
@@ -287,9 +291,10 @@ def csr_beta_terms(indptr, indices, data, rows, columns, unit, beta, move_rows, 
             wh = 0.0
             for a in range(k):
                 wh += np.float64(rows[i, a]) * np.float64(columns[j, a])
-            y = max(wh / unit, FLOOR)
+            wh /= unit
+            y = max(wh, FLOOR)
             v = values[j]
-            total += _divergence(v, y, beta)
+            total += _divergence(v, wh, beta)
             power = y ** (beta - 2.0)
             q = v * power
             power *= y

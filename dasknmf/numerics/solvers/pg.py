@@ -37,4 +37,5 @@ class ProjectedGradient(Solver):
             return np.zeros_like(F)
         for _ in range(self.steps):
             rows = np.maximum(rows - (rows @ terms.gram - terms.cross) / largest, 0.0)
+        rows[~(terms.cross > 0.0).any(axis=1)] = 0.0  # the solution there, which steps only near
         return rows.astype(F.dtype, copy=False)
