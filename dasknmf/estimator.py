@@ -5,20 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
-from numbers import Integral, Real
 from typing import Any, Self
 
-import dask.array as da
 import numpy as np
 import scipy.sparse as sp
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from dasknmf import passes, progress, results
-from dasknmf.numerics.errors import DataError, FactorWarning, ParameterError
-from dasknmf.numerics.kernels import Array
+from dasknmf import parameters, passes, progress, results
+from dasknmf.numerics.errors import DataError, FactorWarning
 from dasknmf.numerics.losses import Loss, make_loss
 from dasknmf.numerics.penalties import Penalty, make_penalties
 from dasknmf.numerics.solvers import Solver, make_solver
@@ -27,6 +24,7 @@ from dasknmf.numerics.work import SolveRows
 from dasknmf.parallel import inputs, make_executor, starts
 from dasknmf.parallel.executors import Executor
 from dasknmf.parallel.slabs import Slabs, cut
+from dasknmf.storage import arrays
 
 SEEN = ("n_features_in_", "feature_names_in_")  # set before the data's values are known
 
@@ -181,7 +179,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return self.W_
 
     def _fit(self, X: Any, W: Any, H: Any, client: Any, *, keep_rows: bool) -> Any:
-        loss, solver = self._check_parameters()
+        loss, solver = parameters.check(self)
         known = {name: value for name, value in vars(self).items() if name in SEEN}
         try:
             return self._fit_validated(X, W, H, client, loss, solver, keep_rows)
@@ -195,15 +193,15 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self, X: Any, W: Any, H: Any, client: Any, loss: Loss, solver: Solver, keep_rows: bool
     ) -> Any:
         X = self._validated(X, reset=True)
-        k = self._count_components(X.shape, W, H)
+        k = parameters.count_components(self, X.shape, W, H)
         slabs = cut(X)
-        factors = self._custom_factors(X.shape, k, W, H)
+        factors = parameters.custom_factors(self, X.shape, k, W, H)
         long, short = factors[::-1] if slabs.transposed else factors
         penalties = make_penalties(self.alpha_W, self.alpha_H, self.l1_ratio, X.shape)
         request = starts.Request(
             n_components=k,
-            init=self._choose_init(solver, k, X.shape),
-            seed=_seed(self.random_state),
+            init=parameters.choose_init(self, solver, k, X.shape),
+            seed=parameters.seed_of(self.random_state),
             loss=loss,
             solver=solver,
             penalties=penalties[::-1] if slabs.transposed else penalties,
@@ -333,42 +331,9 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         results.save(self, store, getattr(self, "W_", None) if W is None else W, overwrite)
 
-    def _check_parameters(self) -> tuple[Loss, Solver]:
-        _expect_integer("max_iter", self.max_iter, 1)
-        _expect_number("tol", self.tol, "a finite number >= 0")
-        _expect_number("alpha_W", self.alpha_W, "a finite number >= 0")
-        if not isinstance(self.alpha_H, str):
-            _expect_number("alpha_H", self.alpha_H, "a finite number >= 0 or 'same'")
-        _expect_number("l1_ratio", self.l1_ratio, "a number from 0 (L2) to 1 (L1)")
-        if not isinstance(self.solver, str):
-            raise ParameterError(f"solver={self.solver!r}; expected its name, e.g. 'auto'.")
-        if self.init is not None and self.init not in starts.NAMES:
-            raise ParameterError(
-                f"init={self.init!r} is unknown; expected None or one of {list(starts.NAMES)}."
-            )
-        if isinstance(self.n_components, str):
-            if self.n_components != "auto":
-                raise ParameterError(
-                    f"n_components={self.n_components!r}; expected an integer >= 1, None or 'auto'."
-                )
-        elif self.n_components is not None:
-            _expect_integer("n_components", self.n_components, 1)
-        loss = make_loss(self.beta_loss)
-        solver = make_solver(self.solver, loss)
-        make_penalties(self.alpha_W, self.alpha_H, self.l1_ratio, (1, 1))
-        check_random_state(self.random_state)
-        if solver.name == "mu" and self.init == "nndsvd":
-            warnings.warn(
-                "solver='mu' can't move the exact zeros of init='nndsvd'. Use 'nndsvda' or "
-                "'nndsvdar'.",
-                UserWarning,
-                stacklevel=4,
-            )
-        return loss, solver
-
     def _validated(self, X: Any, *, reset: bool) -> Any:
         """Give X as numpy, scipy CSR/CSC or Dask; values are looked at while it is read."""
-        X = inputs.unwrap(X)
+        X = arrays.opened(inputs.unwrap(X))
         inputs.refuse_early(X)
         if not inputs.is_dask(X):
             try:
@@ -394,49 +359,6 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             )
         return X
 
-    def _count_components(self, shape: tuple[int, int], W: Any, H: Any) -> int:
-        if self.n_components not in (None, "auto"):
-            k = int(self.n_components)
-            if k > min(shape):
-                warnings.warn(
-                    f"n_components={k} is larger than min(n_samples, n_features)={min(shape)}: "
-                    "fewer reproduce X exactly.",
-                    FactorWarning,
-                    stacklevel=4,
-                )
-            return k
-        if self.n_components == "auto" and self.init == "custom":
-            if H is not None:
-                return int(np.shape(H)[0]) if np.ndim(H) else 0
-            if W is not None:
-                return int(np.shape(W)[-1])
-        return shape[1]
-
-    def _choose_init(self, solver: Solver, k: int, shape: tuple[int, int]) -> str:
-        if self.init is not None:
-            return self.init
-        return "nndsvda" if solver.carries_rows and k <= min(shape) else "random"
-
-    def _custom_factors(self, shape: tuple[int, int], k: int, W: Any, H: Any) -> tuple[Any, Any]:
-        """Check W and H against the data; (None, None) unless they are to be used."""
-        if self.init != "custom":
-            if W is not None or H is not None:
-                warnings.warn(
-                    "W and H are used with init='custom' only, and ignored here.",
-                    RuntimeWarning,
-                    stacklevel=4,
-                )
-            return None, None
-        if W is None and H is None:
-            raise ParameterError(
-                "init='custom' needs W, H or both: fit_transform(X, W=..., H=...)."
-            )
-        checked = [
-            None if factor is None else _checked_factor(name, factor, expected)
-            for name, factor, expected in (("W", W, (shape[0], k)), ("H", H, (k, shape[1])))
-        ]
-        return checked[0], checked[1]
-
     @property
     def _n_features_out(self) -> int:
         return int(self.components_.shape[0])
@@ -447,46 +369,3 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
-
-
-def _expect_integer(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral) or value < least:
-        raise ParameterError(f"{name}={value!r}; expected an integer >= {least}.")
-
-
-def _expect_number(name: str, value: Any, expected: str) -> None:
-    number = isinstance(value, Real) and not isinstance(value, bool | np.bool_)
-    if not number or not np.isfinite(value) or value < 0:
-        raise ParameterError(f"{name}={value!r}; expected {expected}.")
-
-
-def _seed(random_state: Any) -> int:
-    if isinstance(random_state, Integral):
-        return int(random_state)
-    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
-
-
-def _checked_factor(name: str, factor: Any, expected: tuple[int, int]) -> Array:
-    """Give a custom factor as numpy, or raise an error that says what is wrong with it."""
-    array = np.asarray(factor.compute() if isinstance(factor, da.Array) else factor)
-    if array.shape != expected:
-        raise ParameterError(
-            f"custom {name} has shape {array.shape}; expected {expected}: "
-            + ("(n_samples, k)." if name == "W" else "(k, n_features).")
-        )
-    if array.dtype.kind not in "biuf":
-        raise ParameterError(f"custom {name} has dtype {array.dtype}; expected real numbers.")
-    for what, wrong in (
-        ("NaN", np.isnan(array)),
-        ("inf", np.isinf(array)),
-        ("negative", array < 0),
-    ):
-        if wrong.any():
-            first = tuple(int(i) for i in np.argwhere(wrong)[0])
-            raise ParameterError(
-                f"custom {name} has {int(wrong.sum())} {what} values, the first at {first}; "
-                "expected finite values >= 0."
-            )
-    if not array.any():
-        raise ParameterError(f"custom {name} is all zero, a start that nothing can leave.")
-    return array

@@ -107,6 +107,7 @@ def test_regularisation_means_what_it_means_in_scikit_learn(solver, rng):
 def test_nndsvd_starts_near_the_data_and_scikit_learns_start(init, kind, rng, many_slabs):
     """One pass of MU from it stays near; on data of rank k the start is scikit-learn's own."""
     X = planted(rng, 60, 20, 3, noise=0.0)
+    X /= X.max()  # where scikit-learn's fill, which does not scale with the data, is ours
     data = kind(X)
     expected = decomposition._nmf._initialize_nmf(X, 3, init=init, random_state=0)
     model = NMF(3, init=init, solver="mu", max_iter=1, random_state=0, tol=0)

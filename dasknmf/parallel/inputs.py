@@ -34,8 +34,6 @@ def unwrap(X: Any) -> Any:
                 "one. Pass the matrix itself, e.g. X.layers[name] or X.obsm[name]."
             )
         return X.X
-    if _is(X, "zarr", "Array"):
-        return da.from_zarr(X)
     return X
 
 

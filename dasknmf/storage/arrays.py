@@ -76,6 +76,11 @@ class Source:
         )
 
 
+def opened(X: Any) -> Any:
+    """Give a zarr.Array as a lazy Dask array; anything else as it is."""
+    return lazy(X) if isinstance(X, zarr.Array) else X
+
+
 def lazy(array: Any) -> da.Array:
     """A Zarr array as a Dask array with the same chunks."""
     source = Source(array)

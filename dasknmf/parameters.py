@@ -1,0 +1,145 @@
+"""The parameters of a fit: what is refused, and what is chosen where nothing is said."""
+
+from __future__ import annotations
+
+import warnings
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+from sklearn.utils import check_random_state
+
+from dasknmf.numerics.errors import FactorWarning, ParameterError
+from dasknmf.numerics.kernels import Array
+from dasknmf.numerics.losses import Loss, make_loss
+from dasknmf.numerics.penalties import make_penalties
+from dasknmf.numerics.solvers import Solver, make_solver
+from dasknmf.parallel import starts
+
+if TYPE_CHECKING:
+    from dasknmf.estimator import NMF
+
+
+def check(model: NMF) -> tuple[Loss, Solver]:
+    """Refuse parameters that make no sense; give the loss and the solver that they name."""
+    _expect_integer("max_iter", model.max_iter, 1)
+    _expect_number("tol", model.tol, "a finite number >= 0")
+    _expect_number("alpha_W", model.alpha_W, "a finite number >= 0")
+    if not isinstance(model.alpha_H, str):
+        _expect_number("alpha_H", model.alpha_H, "a finite number >= 0 or 'same'")
+    _expect_number("l1_ratio", model.l1_ratio, "a number from 0 (L2) to 1 (L1)")
+    if not isinstance(model.solver, str):
+        raise ParameterError(f"solver={model.solver!r}; expected its name, e.g. 'auto'.")
+    if model.init is not None and model.init not in starts.NAMES:
+        raise ParameterError(
+            f"init={model.init!r} is unknown; expected None or one of {list(starts.NAMES)}."
+        )
+    if isinstance(model.n_components, str):
+        if model.n_components != "auto":
+            raise ParameterError(
+                f"n_components={model.n_components!r}; expected an integer >= 1, None or 'auto'."
+            )
+    elif model.n_components is not None:
+        _expect_integer("n_components", model.n_components, 1)
+    loss = make_loss(model.beta_loss)
+    solver = make_solver(model.solver, loss)
+    make_penalties(model.alpha_W, model.alpha_H, model.l1_ratio, (1, 1))
+    check_random_state(model.random_state)
+    if solver.name == "mu" and model.init == "nndsvd":
+        warnings.warn(
+            "solver='mu' can't move the exact zeros of init='nndsvd'. Use 'nndsvda' or 'nndsvdar'.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return loss, solver
+
+
+def count_components(model: NMF, shape: tuple[int, int], W: Any, H: Any) -> int:
+    """Give k, with a warning where fewer would do."""
+    if model.n_components not in (None, "auto"):
+        k = int(model.n_components)
+        if k > min(shape):
+            warnings.warn(
+                f"n_components={k} is larger than min(n_samples, n_features)={min(shape)}: "
+                "fewer reproduce X exactly.",
+                FactorWarning,
+                stacklevel=4,
+            )
+        return k
+    if model.n_components == "auto" and model.init == "custom":
+        if H is not None:
+            return int(np.shape(H)[0]) if np.ndim(H) else 0
+        if W is not None:
+            return int(np.shape(W)[-1])
+    return shape[1]
+
+
+def choose_init(model: NMF, solver: Solver, k: int, shape: tuple[int, int]) -> str:
+    """Give the start; where none is named, the best that this solver has."""
+    if model.init is not None:
+        return model.init
+    return "nndsvda" if solver.carries_rows and k <= min(shape) else "random"
+
+
+def custom_factors(model: NMF, shape: tuple[int, int], k: int, W: Any, H: Any) -> tuple[Any, Any]:
+    """Check W and H against the data; (None, None) unless they are to be used."""
+    if model.init != "custom":
+        if W is not None or H is not None:
+            warnings.warn(
+                "W and H are used with init='custom' only, and ignored here.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return None, None
+    if W is None and H is None:
+        raise ParameterError("init='custom' needs W, H or both: fit_transform(X, W=..., H=...).")
+    checked = [
+        None if factor is None else _checked_factor(name, factor, expected)
+        for name, factor, expected in (("W", W, (shape[0], k)), ("H", H, (k, shape[1])))
+    ]
+    return checked[0], checked[1]
+
+
+def _expect_integer(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral) or value < least:
+        raise ParameterError(f"{name}={value!r}; expected an integer >= {least}.")
+
+
+def _expect_number(name: str, value: Any, expected: str) -> None:
+    number = isinstance(value, Real) and not isinstance(value, bool | np.bool_)
+    if not number or not np.isfinite(value) or value < 0:
+        raise ParameterError(f"{name}={value!r}; expected {expected}.")
+
+
+def seed_of(random_state: Any) -> int:
+    """Give the seed of the counter-based streams; a generator moves on by one draw."""
+    if isinstance(random_state, Integral):
+        return int(random_state)
+    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+
+def _checked_factor(name: str, factor: Any, expected: tuple[int, int]) -> Array:
+    """Give a custom factor as numpy, or raise an error that says what is wrong with it."""
+    array = np.asarray(factor.compute() if isinstance(factor, da.Array) else factor)
+    if array.shape != expected:
+        raise ParameterError(
+            f"custom {name} has shape {array.shape}; expected {expected}: "
+            + ("(n_samples, k)." if name == "W" else "(k, n_features).")
+        )
+    if array.dtype.kind not in "biuf":
+        raise ParameterError(f"custom {name} has dtype {array.dtype}; expected real numbers.")
+    for what, wrong in (
+        ("NaN", np.isnan(array)),
+        ("inf", np.isinf(array)),
+        ("negative", array < 0),
+    ):
+        if wrong.any():
+            first = tuple(int(i) for i in np.argwhere(wrong)[0])
+            raise ParameterError(
+                f"custom {name} has {int(wrong.sum())} {what} values, the first at {first}; "
+                "expected finite values >= 0."
+            )
+    if not array.any():
+        raise ParameterError(f"custom {name} is all zero, a start that nothing can leave.")
+    return array

@@ -1,0 +1,257 @@
+"""Faults put into the package on purpose: each one must turn a test red.
+
+Each mutant changes one place of one file in a copy of the package and runs the tests named beside
+it, compiled kernels as plain Python. A mutant that survives means a test that can't fail.
+"""
+
+import multiprocessing
+import os
+import shutil
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import NamedTuple
+
+import mutant_child
+import pytest
+
+import dasknmf
+
+PACKAGE = Path(dasknmf.__file__).parent
+TESTS = Path(__file__).parent
+
+
+class Mutant(NamedTuple):
+    """What goes wrong: ``old`` in ``file`` becomes ``new``; ``tests`` must notice."""
+
+    fault: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+KERNELS, LOOPS = "numerics/kernels/__init__.py", "numerics/kernels/compiled.py"
+SOLVERS, FITS, PIECES = "test_solvers.py", "test_fits.py", "test_kernels.py"
+TWIN = f"{SOLVERS}::test_update_equals_its_scalar_twin"
+VALUE = f"{SOLVERS}::test_value_of_the_loss_equals_its_scalar_twin"
+KKT = f"{SOLVERS}::test_exact_rows_satisfy_kkt_even_when_ill_conditioned"
+DESCENT = f"{FITS}::test_the_objective_never_rises_and_is_that_of_the_returned_pair"
+LAYOUT = f"{FITS}::test_one_result_for_every_layout[als-2-uneven slabs-float64]"
+
+MUTANTS = [
+    Mutant(
+        "Gram matrix of rows in the wrong order", KERNELS,
+        "result: Float64 = tall.T @ tall", "result: Float64 = tall.T @ tall[::-1]",
+        f"{PIECES}::test_gram_of_float32_is_summed_in_float64",
+    ),
+    Mutant(
+        "Gram matrix summed in float32", KERNELS,
+        "tall = own(factor.astype(np.float64, copy=False))", "tall = own(factor)",
+        f"{PIECES}::test_gram_of_float32_is_summed_in_float64",
+    ),
+    Mutant(
+        "slab sums added in float32", "numerics/terms.py",
+        'wide = np.float64 if parts[0].dtype.kind == "f" else parts[0].dtype',
+        "wide = parts[0].dtype",
+        f"{PIECES}::test_sums_of_float32_slabs_are_added_in_float64",
+    ),
+    Mutant(
+        "last slab lost in a sum", "numerics/terms.py",
+        "for part in parts[1:]:\n        total += part",
+        "for part in parts[1:-1]:\n        total += part",
+        f"{PIECES}::test_adding_keeps_what_belongs_to_the_loss_and_adds_the_rest",
+    ),
+    Mutant(
+        "ninth slab lost in the merge tree", "numerics/planning.py",
+        "for i in range(0, count, fan_in)]", "for i in range(0, max(count - 1, 1), fan_in)]",
+        f"{PIECES}::test_the_merge_tree_reaches_every_slab_once_in_order",
+    ),
+    Mutant(
+        "scale of the factor not put back", KERNELS, "    product *= unit\n", "",
+        f"{PIECES}::test_products_equal_their_scalar_twin",
+    ),
+    Mutant(
+        "misaligned arrays left misaligned", KERNELS,
+        'np.require(array, requirements=["C", "A"]).view()', "np.ascontiguousarray(array).view()",
+        f"{PIECES}::test_every_array_is_aligned_before_it_is_used",
+    ),
+    Mutant(
+        "sparse residual without the model's own norm", KERNELS,
+        "return max(squares - 2.0 * float(dot) + model, 0.0)",
+        "return max(squares - 2.0 * float(dot), 0.0)",
+        f"{SOLVERS}::test_squared_residual_equals_the_sum_over_entries",
+    ),
+    Mutant(
+        "only the last tile counts", KERNELS,
+        "neg += weights.T @ rows[start:stop]", "neg = weights.T @ rows[start:stop]",
+        f"{PIECES}::test_tiles_change_nothing",
+    ),
+    Mutant(
+        "wrong power of the unit", KERNELS,
+        "factor = unit ** (beta - 1.0)", "factor = unit**beta", TWIN,
+    ),
+    Mutant(
+        "rows may go below zero", LOOPS,
+        "d = live[t] * max(g[t] / gram[a, a], -w[a, t])", "d = live[t] * (g[t] / gram[a, a])", TWIN,
+    ),
+    Mutant(
+        "descent uses a stale residual", LOOPS,
+        "g[t] -= factor * w[b, t]", "g[t] -= factor * w[b, t] if b >= a else 0.0", TWIN,
+    ),
+    Mutant(
+        "blocked coefficient stays free by rounding", LOOPS,
+        "w[passive[first]] = 0.0", "w[passive[first]] *= 1.0", KKT,
+    ),
+    Mutant(
+        "bound coefficients are never freed", LOOPS,
+        "elif g > 0.0 and g * g > bound * gram[a, a]:",
+        "elif g < 0.0 and g * g > bound * gram[a, a]:",
+        KKT,
+    ),
+    Mutant("transposed sparse product overwrites", LOOPS,
+        "out[j, a] += v * fixed[i, a]", "out[j, a] = v * fixed[i, a]",
+        f"{PIECES}::test_products_equal_their_scalar_twin",
+    ),
+    Mutant(
+        "divergence without - v on sparse data", LOOPS,
+        "total += v * np.log(ratio) - v", "total += v * np.log(ratio)", VALUE,
+    ),
+    Mutant(
+        "negative values pass inspection", LOOPS,
+        "if 0.0 <= v < np.inf:", "if -1.0 <= v < np.inf:",
+        f"{PIECES}::test_inspection_counts_places_and_sums",
+    ),
+    Mutant(
+        "L1 penalty dropped", "numerics/penalties.py",
+        "Normal(terms.cross - self.l1, terms.gram + ridge)",
+        "Normal(terms.cross, terms.gram + ridge)",
+        TWIN,
+    ),
+    Mutant(
+        "L2 penalty dropped from split terms", "numerics/penalties.py",
+        "terms.pos + self.l1 + self.l2 * weight", "terms.pos + self.l1", TWIN,
+    ),
+    Mutant(
+        "penalties scaled by the other axis", "numerics/penalties.py",
+        "alpha_W * n_features, weight_H * n_samples", "alpha_W * n_samples, weight_H * n_features",
+        "test_sklearn.py::test_regularisation_means_what_it_means_in_scikit_learn[als]",
+    ),
+    Mutant(
+        "penalty of the rows on the short factor", "passes.py",
+        "short = solver.half_step(short, terms, settings.penalties[1])",
+        "short = solver.half_step(short, terms, settings.penalties[0])",
+        f"{FITS}::test_kkt_conditions_hold_at_convergence[als-2.0-400-L2]",
+    ),
+    Mutant(
+        "loss with half the cross term", "numerics/losses.py",
+        "squared_norm - 2.0 * dot + model", "squared_norm - dot + model", VALUE,
+    ),
+    Mutant(
+        "multiplicative exponent always one", "numerics/losses.py",
+        "return Exponent(1.0 / (2.0 - self.beta))", "return Exponent(1.0)", TWIN,
+    ),
+    Mutant(
+        "exact rows left unfinished", "numerics/solvers/als.py", "finish=True", "finish=False", KKT,
+    ),
+    Mutant(
+        "gradient step too long", "numerics/solvers/pg.py",
+        "- terms.cross) / largest", "- terms.cross) * 1.5 / largest", TWIN,
+    ),
+    Mutant(
+        "multiplicative update forgets the factor", "numerics/solvers/mu.py",
+        "rows: Array = F * ratio", "rows: Array = ratio.copy()", TWIN,
+    ),
+    Mutant(
+        "every slab draws the same random rows", "numerics/random.py",
+        "counter = start * (words // 4)", "counter = 0",
+        f"{PIECES}::test_random_rows_do_not_depend_on_the_slabs",
+    ),
+    Mutant(
+        "NNDSVD keeps the weaker half", "numerics/nndsvd.py",
+        "up = left_up * right_up >= left_down * right_down",
+        "up = left_up * right_up < left_down * right_down",
+        "test_sklearn.py::test_nndsvd_starts_near_the_data_and_scikit_learns_start",
+    ),
+    Mutant(
+        "the reported loss belongs to other factors", "passes.py",
+        "loss = settings.loss.value(sums.terms, short, inspection.squares)",
+        "loss = settings.loss.value(sums.terms, short * 1.0001, inspection.squares)", DESCENT,
+    ),
+    Mutant(
+        "one slab of a Dask array read twice, one not at all", "parallel/slabs.py",
+        "first += members\n", "first += members if i else 0\n", LAYOUT,
+    ),
+    Mutant(
+        "stops after one quiet pass", "numerics/stopping.py",
+        "recent = objectives[-self.patience - 1 :]", "recent = objectives[-2:]",
+        f"{PIECES}::test_the_stop_rule_needs_patience_and_looks_only_at_recent_passes",
+    ),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A process that has imported everything but the package; each run is a fork of it."""
+    context = multiprocessing.get_context("forkserver")
+    heavy = [
+        "sklearn.utils.estimator_checks",
+        "dask.array",
+        "zarr",
+        "numba",
+        "hypothesis",
+        "pytest",
+    ]
+    context.set_forkserver_preload([*heavy, "scipy.sparse", "scipy.special", "tqdm.auto"])
+    changed = {"NUMBA_DISABLE_JIT": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    kept = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        forkserver.ensure_running()
+        yield context
+    finally:
+        for name, value in kept.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        forkserver._forkserver._stop()
+
+
+def run_on_copy(server, folder, *tests):
+    """Run tests against the package copied to ``folder``; give pytest's exit code and output."""
+    log = folder / "log"
+    settings = os.fspath(TESTS.parent / "pyproject.toml")
+    command = ["-x", "-q", "-p", "no:cacheprovider", "-c", settings]
+    command += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # some plugins are imported
+    command += [os.fspath(TESTS / test) for test in tests]
+    child = server.Process(
+        target=mutant_child.run, args=(os.fspath(folder), command, os.fspath(log))
+    )
+    child.start()
+    child.join(100)
+    if child.is_alive():
+        child.kill()
+        child.join()
+    return child.exitcode, log.read_text(encoding="utf8")[-4000:]
+
+
+@pytest.fixture
+def copy(tmp_path):
+    ignored = shutil.ignore_patterns("__pycache__", "*.nbi", "*.nbc")
+    shutil.copytree(PACKAGE, tmp_path / "dasknmf", ignore=ignored)
+    return tmp_path
+
+
+def test_the_copy_itself_passes(copy, server):
+    """Or every mutant would seem caught."""
+    code, output = run_on_copy(
+        server, copy, TWIN, VALUE, KKT, f"{PIECES}::test_tiles_change_nothing"
+    )
+    assert code == mutant_child.PASSED, output
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.fault.replace(" ", "-"))
+def test_a_fault_turns_a_test_red(mutant, copy, server):
+    file = copy / "dasknmf" / mutant.file
+    source = file.read_text(encoding="utf8")
+    assert source.count(mutant.old) == 1, "the mutant no longer fits the code: bring it up to date"
+    file.write_text(source.replace(mutant.old, mutant.new), encoding="utf8")
+    code, output = run_on_copy(server, copy, mutant.tests)
+    assert code == mutant_child.FAILED, f"{mutant.fault}: {mutant.tests} did not notice\n{output}"
