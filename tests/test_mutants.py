@@ -31,6 +31,7 @@ class Mutant(NamedTuple):
 
 
 KERNELS, LOOPS = "numerics/kernels/__init__.py", "numerics/kernels/compiled.py"
+ROWS = "numerics/kernels/nnls.py"
 SOLVERS, FITS, PIECES = "test_solvers.py", "test_fits.py", "test_kernels.py"
 TWIN = f"{SOLVERS}::test_update_equals_its_scalar_twin"
 VALUE = f"{SOLVERS}::test_value_of_the_loss_equals_its_scalar_twin"
@@ -91,21 +92,22 @@ MUTANTS = [
         "factor = unit ** (beta - 1.0)", "factor = unit**beta", TWIN,
     ),
     Mutant(
-        "rows may go below zero", LOOPS,
-        "d = live[t] * max(g[t] / gram[a, a], -w[a, t])", "d = live[t] * (g[t] / gram[a, a])", TWIN,
+        "rows may go below zero", ROWS,
+        "d = moving[t] * max(g[t] / gram[a, a], -w[a, t])",
+        "d = moving[t] * (g[t] / gram[a, a])", TWIN,
     ),
     Mutant(
-        "descent uses a stale residual", LOOPS,
+        "descent uses a stale residual", ROWS,
         "g[t] -= factor * w[b, t]", "g[t] -= factor * w[b, t] if b >= a else 0.0", TWIN,
     ),
     Mutant(
-        "blocked coefficient stays free by rounding", LOOPS,
-        "w[passive[first]] = 0.0", "w[passive[first]] *= 1.0", KKT,
+        "blocked coefficient stays free by rounding", ROWS,
+        "w[first, t] = 0.0", "w[first, t] *= 1.0", KKT,
     ),
     Mutant(
-        "bound coefficients are never freed", LOOPS,
-        "elif g > 0.0 and g * g > bound * gram[a, a]:",
-        "elif g < 0.0 and g * g > bound * gram[a, a]:",
+        "bound coefficients are never freed", ROWS,
+        "elif g > 0.0 and g * g > scale[t] * gram[a, a]",
+        "elif g > 1e9 and g * g > scale[t] * gram[a, a]",
         KKT,
     ),
     Mutant("transposed sparse product overwrites", LOOPS,

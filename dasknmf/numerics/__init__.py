@@ -1,1 +1,1 @@
-"""Layer 0: the numbers. NumPy, SciPy and one compiled module; no Dask, no Zarr, no files."""
+"""Layer 0: the numbers. NumPy, SciPy and compiled kernels; no Dask, no Zarr, no files."""

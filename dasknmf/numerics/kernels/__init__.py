@@ -23,9 +23,9 @@ Slab = Any  # dense ndarray, scipy CSR, or the transpose of one
 TILE_BYTES = 1 << 20  # a tile of W H and its slab rows stay in the second-level cache
 
 
-def loops() -> Any:
-    """Give the compiled module, loaded (and, once per machine, compiled) at first use."""
-    return import_module("dasknmf.numerics.kernels.compiled")
+def loops(module: str = "compiled") -> Any:
+    """Give a module of compiled loops, loaded (and, once per machine, compiled) at first use."""
+    return import_module(f"dasknmf.numerics.kernels.{module}")
 
 
 def own(array: Array) -> Array:
@@ -97,10 +97,10 @@ def descend_rows(
 ) -> Float64:
     """Coordinate descent on every row of min 1/2 w G wᵀ - c wᵀ, w >= 0, from ``start``.
 
-    See :func:`dasknmf.numerics.kernels.compiled.descend_rows`.
+    See :mod:`dasknmf.numerics.kernels.nnls`.
     """
     out = np.array(start, dtype=np.float64, order="C")
-    loops().descend_rows(own(cross), own(gram_matrix), out, sweeps, tol, finish)
+    loops("nnls").descend_rows(own(cross), own(gram_matrix), out, sweeps, tol, finish)
     return out
 
 
