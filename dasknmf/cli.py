@@ -51,6 +51,8 @@ def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
+        except dasknmf.ParameterError as error:
+            raise click.UsageError(str(error)) from error
         except USER_ERRORS as error:
             if click.get_current_context().find_root().params.get("debug"):
                 raise
@@ -64,7 +66,10 @@ def _refuse_inputs(output: str, *inputs: str) -> None:
     target = places.local_path(output)
     for source in inputs:
         path = places.local_path(source)
-        same = output == source if target is None or path is None else path.is_relative_to(target)
+        if target is None or path is None:
+            same = output == source
+        else:
+            same = path.is_relative_to(target) or target.is_relative_to(path)
         if same:
             raise click.UsageError(f"the output {output} would replace the input {source}")
 

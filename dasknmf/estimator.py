@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Self
@@ -15,7 +14,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from dasknmf import parameters, passes, progress, results
-from dasknmf.numerics.errors import DataError, FactorWarning
+from dasknmf.numerics.errors import DataError, FactorWarning, warn
 from dasknmf.numerics.losses import Loss, make_loss
 from dasknmf.numerics.penalties import Penalty, make_penalties
 from dasknmf.numerics.solvers import Solver, make_solver
@@ -161,7 +160,6 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             Both are ValueError. The estimator is then as it was before.
         """
         self._fit(X, W, H, client, keep_rows=False)
-        self.__dict__.pop("W_", None)
         return self
 
     def fit_transform(
@@ -175,23 +173,27 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             A Dask array with the row chunks of X, its blocks on the workers, where X is one;
             else numpy. Parameters as for ``fit``.
         """
-        self.W_ = self._fit(X, W, H, client, keep_rows=True)
+        self._fit(X, W, H, client, keep_rows=True)
         return self.W_
 
-    def _fit(self, X: Any, W: Any, H: Any, client: Any, *, keep_rows: bool) -> Any:
+    def _fit(self, X: Any, W: Any, H: Any, client: Any, *, keep_rows: bool) -> None:
+        """Fit, then set all attributes at once: a fit that fails leaves an earlier one usable."""
         loss, solver = parameters.check(self)
         known = {name: value for name, value in vars(self).items() if name in SEEN}
         try:
-            return self._fit_validated(X, W, H, client, loss, solver, keep_rows)
-        except BaseException:  # an interrupted fit, too, must leave an earlier one usable
+            found, fitted = self._fit_validated(X, W, H, client, loss, solver, keep_rows)
+        except BaseException:  # an interrupt, too
             for name in SEEN:
                 self.__dict__.pop(name, None)
             self.__dict__.update(known)
             raise
+        self.__dict__.pop("W_", None)
+        self.__dict__.update(fitted)
+        self._warn(found)
 
     def _fit_validated(
         self, X: Any, W: Any, H: Any, client: Any, loss: Loss, solver: Solver, keep_rows: bool
-    ) -> Any:
+    ) -> tuple[passes.Result, dict[str, Any]]:
         X = self._validated(X, reset=True)
         k = parameters.count_components(self, X.shape, W, H)
         slabs = cut(X)
@@ -222,45 +224,44 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 callbacks=callbacks,
             )
             found = passes.fit(executor, settings)
-            return self._take(found, executor, X if keep_rows else None, k)
+            return found, self._fitted(found, executor, X if keep_rows else None)
 
-    def _take(self, found: passes.Result, executor: Executor, X: Any, k: int) -> Any:
-        """Set the fitted attributes; give W where X is given."""
+    def _fitted(self, found: passes.Result, executor: Executor, X: Any) -> dict[str, Any]:
+        """The attributes of a fitted estimator, ``W_`` among them where X is given."""
         slabs = executor.slabs
         if slabs.transposed:
             assert found.rows is not None
-            self.components_ = np.concatenate([r[0] for r in executor.fetch(found.rows)]).T.copy()
+            H = np.concatenate([rows[0] for rows in executor.fetch(found.rows)]).T.copy()
         else:
-            self.components_ = found.short.T.copy()
-        self.n_components_ = k
-        self.reconstruction_err_ = make_loss(self.beta_loss).error(found.loss)
-        self.n_iter_ = found.n_iter
-        self.history_ = found.history
-        self.outcome_ = found.outcome
-        self.fingerprint_ = found.inspection.fingerprint(slabs.shape, slabs.dtype)
-        self._n_samples = slabs.shape[slabs.transposed]
-        self._warn(found)
-        return None if X is None else results.rows_of(found, executor, X)
+            H = found.short.T.copy()
+        fitted = {
+            "components_": H,
+            "n_components_": H.shape[0],
+            "reconstruction_err_": make_loss(self.beta_loss).error(found.loss),
+            "n_iter_": found.n_iter,
+            "history_": found.history,
+            "outcome_": found.outcome,
+            "fingerprint_": found.inspection.fingerprint(slabs.shape, slabs.dtype),
+            "_n_samples": slabs.shape[slabs.transposed],
+        }
+        return fitted if X is None else {**fitted, "W_": results.rows_of(found, executor, X)}
 
     def _warn(self, found: passes.Result) -> None:
         if found.outcome is Outcome.MAX_ITER and self.tol > 0:
             objective = found.history["objective"]
             falls = abs(objective[-2] / objective[-1] - 1) if len(objective) > 1 else np.nan
-            warnings.warn(
+            warn(
                 f"Maximum number of iterations {self.max_iter} reached before tol={self.tol:g} was "
                 f"(the last pass lowered the objective by {falls:.2g} of itself). Increase "
                 "max_iter, or tol, to improve convergence or to accept less.",
                 ConvergenceWarning,
-                stacklevel=5,
             )
         dead = int(np.sum(~self.components_.any(axis=1)))
         if dead and found.inspection.positive:
-            warnings.warn(
-                f"{dead} of {self.n_components_} components are zero: X needs no more than "
-                f"{self.n_components_ - dead}, or the penalties are too strong. Use a smaller "
-                "n_components or alpha.",
+            warn(
+                f"{dead} of {self.n_components_} components are zero and explain nothing. Try "
+                "another start (random_state, init='nndsvda'), or a smaller n_components or alpha.",
                 FactorWarning,
-                stacklevel=5,
             )
 
     def transform(self, X: Any, *, client: Any = None) -> Any:
@@ -304,9 +305,9 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         if not inputs.is_dask(X):
             X = X if sp.issparse(X) else check_array(X, dtype=[np.float64, np.float32])
-        if X.shape[1] != self.n_components_:
+        if X.ndim != 2 or X.shape[1] != self.n_components_:
             raise DataError(
-                f"W has {X.shape[1]} columns, but {type(self).__name__} has {self.n_components_} "
+                f"W has shape {X.shape}, but {type(self).__name__} has {self.n_components_} "
                 "components. Pass what transform() or fit_transform() gave."
             )
         return X @ self.components_

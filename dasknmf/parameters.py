@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
+import scipy.sparse as sp
 from sklearn.utils import check_random_state
 
-from dasknmf.numerics.errors import FactorWarning, ParameterError
+from dasknmf.numerics.errors import FactorWarning, ParameterError, warn
 from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.losses import Loss, make_loss
 from dasknmf.numerics.penalties import make_penalties
@@ -31,7 +31,7 @@ def check(model: NMF) -> tuple[Loss, Solver]:
     _expect_number("l1_ratio", model.l1_ratio, "a number from 0 (L2) to 1 (L1)")
     if not isinstance(model.solver, str):
         raise ParameterError(f"solver={model.solver!r}; expected its name, e.g. 'auto'.")
-    if model.init is not None and model.init not in starts.NAMES:
+    if model.init is not None and not (isinstance(model.init, str) and model.init in starts.NAMES):
         raise ParameterError(
             f"init={model.init!r} is unknown; expected None or one of {list(starts.NAMES)}."
         )
@@ -42,15 +42,15 @@ def check(model: NMF) -> tuple[Loss, Solver]:
             )
     elif model.n_components is not None:
         _expect_integer("n_components", model.n_components, 1)
+    _expect_callables(model.callbacks)
     loss = make_loss(model.beta_loss)
     solver = make_solver(model.solver, loss)
     make_penalties(model.alpha_W, model.alpha_H, model.l1_ratio, (1, 1))
     check_random_state(model.random_state)
     if solver.name == "mu" and model.init == "nndsvd":
-        warnings.warn(
+        warn(
             "solver='mu' can't move the exact zeros of init='nndsvd'. Use 'nndsvda' or 'nndsvdar'.",
             UserWarning,
-            stacklevel=4,
         )
     return loss, solver
 
@@ -60,18 +60,17 @@ def count_components(model: NMF, shape: tuple[int, int], W: Any, H: Any) -> int:
     if model.n_components not in (None, "auto"):
         k = int(model.n_components)
         if k > min(shape):
-            warnings.warn(
+            warn(
                 f"n_components={k} is larger than min(n_samples, n_features)={min(shape)}: "
                 "fewer reproduce X exactly.",
                 FactorWarning,
-                stacklevel=4,
             )
         return k
     if model.n_components == "auto" and model.init == "custom":
         if H is not None:
-            return int(np.shape(H)[0]) if np.ndim(H) else 0
+            return int(np.shape(H)[0]) if np.ndim(H) == 2 else shape[1]
         if W is not None:
-            return int(np.shape(W)[-1])
+            return int(np.shape(W)[1]) if np.ndim(W) == 2 else shape[1]
     return shape[1]
 
 
@@ -86,10 +85,9 @@ def custom_factors(model: NMF, shape: tuple[int, int], k: int, W: Any, H: Any) -
     """Check W and H against the data; (None, None) unless they are to be used."""
     if model.init != "custom":
         if W is not None or H is not None:
-            warnings.warn(
+            warn(
                 "W and H are used with init='custom' only, and ignored here.",
                 RuntimeWarning,
-                stacklevel=4,
             )
         return None, None
     if W is None and H is None:
@@ -99,6 +97,15 @@ def custom_factors(model: NMF, shape: tuple[int, int], k: int, W: Any, H: Any) -
         for name, factor, expected in (("W", W, (shape[0], k)), ("H", H, (k, shape[1])))
     ]
     return checked[0], checked[1]
+
+
+def _expect_callables(callbacks: Any) -> None:
+    if callbacks is None:
+        return
+    if callable(callbacks) or not all(callable(callback) for callback in callbacks):
+        raise ParameterError(
+            f"callbacks={callbacks!r}; expected a list of functions of one argument, a PassInfo."
+        )
 
 
 def _expect_integer(name: str, value: Any, least: int) -> None:
@@ -121,7 +128,9 @@ def seed_of(random_state: Any) -> int:
 
 def _checked_factor(name: str, factor: Any, expected: tuple[int, int]) -> Array:
     """Give a custom factor as numpy, or raise an error that says what is wrong with it."""
-    array = np.asarray(factor.compute() if isinstance(factor, da.Array) else factor)
+    if isinstance(factor, da.Array):
+        factor = factor.compute()
+    array = factor.toarray() if sp.issparse(factor) else np.asarray(factor)
     if array.shape != expected:
         raise ParameterError(
             f"custom {name} has shape {array.shape}; expected {expected}: "

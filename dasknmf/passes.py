@@ -201,6 +201,7 @@ class _Loop:
             return None
         slabs = self.executor.slabs
         inspection.raise_if_bad(slabs.transposed, self.settings.name)
+        inspection.raise_if_out_of_range(slabs.dtype)
         self.settings.loss.check_zeros(slabs.shape[0] * slabs.shape[1] - inspection.positive)
         return inspection
 
@@ -220,8 +221,17 @@ class _Loop:
             short = settings.solver.half_step(short, terms, settings.penalties[1])
             final = replace(final, fixed=(short,))
         self._record(visit.sums.models[0], final, inspection)
+        if transposed and self._wants_residual():
+            self._measure(replace(final, move=False, residual=True), visit.rows, inspection)
         self._call_back(len(self.history.loss), "final rows")
         return short, visit.rows
+
+    def _measure(self, step: Step, rows: Carried | None, inspection: Inspection) -> None:
+        """One more read for a loss so small that the Gram matrices have lost its digits."""
+        sums = self.executor.run(step, rows).sums
+        for column in vars(self.history).values():
+            column.pop()
+        self._record(sums.models[0], step, inspection)
 
     def _wants_residual(self) -> bool:
         """Whether the loss by Gram matrices would have lost its digits."""
@@ -264,13 +274,13 @@ class _Loop:
         )
         logger.debug("%s %d: loss %.9g", phase, number, info.loss)
         asked = [callback(info) for callback in self.settings.callbacks]  # every one is called
-        return any(asked)
+        return any(answer is True for answer in asked)
 
 
 def solve_rows(executor: Executor, work: Any, name: str) -> list[Array]:
     """Rows given the other factor, slab by slab: ``transform`` of a matrix in memory."""
     with one_thread():
         visit = executor.run(work, keep=True)
-        visit.sums.raise_if_bad(executor.slabs.transposed, name)
+        work.check(visit.sums, executor.slabs.shape[1], name)
         assert visit.rows is not None
         return [rows[0] for rows in executor.fetch(visit.rows)]

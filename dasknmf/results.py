@@ -50,7 +50,7 @@ def solve_slab(work: SolveRows, block: Any, place: Place, name: str) -> Array:
     """Rows of one slab, or the error that says what is wrong with it."""
     ensure_one_thread()
     rows, inspection = work(block, None, place)
-    inspection.raise_if_bad(False, name)
+    work.check(inspection, work.fixed[0].shape[0], name)
     assert rows is not None
     return rows[0]
 

@@ -14,7 +14,7 @@ import zarr
 from conftest import planted, sparse_counts
 from distributed import Client, LocalCluster
 
-from dasknmf import NMF
+from dasknmf import NMF, ClusterError
 from dasknmf.parallel import make_executor
 from dasknmf.parallel.slabs import cut
 
@@ -227,3 +227,21 @@ def test_an_asynchronous_client_is_refused_with_advice(store):
 
     with pytest.raises(TypeError, match="asynchronous=False"):
         make_executor(cut(sources(store, "zarr")), Fake())
+
+
+def test_a_fit_inside_a_task_runs_on_that_workers_threads(store, client):
+    """Also after a fit for which the worker opened a client, which would wait for itself."""
+    run(sources(store, "zarr"), "hals")
+    X = sources(store, "numpy")
+    expected = run(X, client=None, passes=2)[1]
+    found = client.submit(lambda: run(X, passes=2)[1], pure=False).result(timeout=60)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)  # the worker cuts other slabs
+
+
+def test_a_client_that_is_closed_or_none_at_all_is_refused_with_advice(store, cluster):
+    client = Client(cluster)
+    client.close()
+    with pytest.raises(ClusterError, match="the client is closed"):
+        run(sources(store, "numpy"), client=client)
+    with pytest.raises(TypeError, match=r"expected a distributed\.Client"):
+        run(sources(store, "numpy"), client="tcp://127.0.0.1:8786")

@@ -1,11 +1,14 @@
 """Whole fits of every (loss, solver) pair: descent, optimality, and one result for every layout."""
 
+import threading
+
 import dask.array as da
 import numpy as np
 import pytest
 import scipy.sparse as sp
 from conftest import planted, sparse_counts
 from pairs import PAIRS, SMOOTH
+from sklearn.exceptions import ConvergenceWarning
 
 from dasknmf import NMF, Outcome
 from dasknmf.numerics.losses import make_loss
@@ -176,6 +179,16 @@ def test_a_small_residual_keeps_its_digits_in_float32(rng):
     assert true / np.linalg.norm(X) < 1e-3
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-4])
+def test_a_small_residual_keeps_its_digits_in_wide_float32_data(noise, rng):
+    X = planted(rng, 400, 60, 5, noise=noise).T.astype(np.float32)
+    model = NMF(5, random_state=0, max_iter=300, tol=1e-6)
+    W = model.fit_transform(X)
+    true = np.linalg.norm(X.astype(float) - W.astype(float) @ model.components_.astype(float))
+    assert true / np.linalg.norm(X) < 3e-3
+    assert model.reconstruction_err_ == pytest.approx(true, rel=1e-3)
+
+
 @pytest.mark.parametrize("wide", [False, True])
 def test_fit_transform_equals_transform_with_exact_rows(wide, rng, many_slabs):
     X = planted(rng).T if wide else planted(rng)
@@ -201,3 +214,83 @@ def test_transform_minimises_the_divergence(beta, rng):
     gradient = _gradient(X, W, model.components_, beta, make_penalties(0, 0, 0, X.shape)[0])
     assert gradient.min() > -1e-4
     assert np.abs(gradient * W).max() < 1e-4
+
+
+def test_bits_and_threads_do_not_depend_on_which_thread_fits(rng):
+    """BLAS is limited to one thread for every fit, from any thread, and restored after the last."""
+    from threadpoolctl import threadpool_info
+
+    from dasknmf.parallel.blas import one_thread
+
+    def limits():
+        return {info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"}
+
+    before, seen = limits(), []
+    X = planted(rng, 3000, 60)
+
+    def fit():
+        watch = [lambda _: seen.append(limits())]
+        seen.append(fitted(X, "als", 2.0, passes=3, callbacks=watch)[1])
+
+    fit()
+    for _ in range(2):
+        thread = threading.Thread(target=fit)
+        thread.start()
+        thread.join()
+    factors = [item for item in seen if not isinstance(item, set)]
+    assert [item for item in seen if isinstance(item, set)] == [{1}] * 12
+    for W in factors[1:]:
+        np.testing.assert_array_equal(W, factors[0])
+    first, second = one_thread(), one_thread()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert limits() == {1}
+    second.__exit__(None, None, None)
+    assert limits() == before
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e160])
+@pytest.mark.parametrize("beta", [2.0, 1.0])
+def test_data_whose_squares_leave_the_numbers_are_refused_with_advice(size, beta, rng):
+    model = NMF(3, beta_loss=beta, init="random", random_state=0)
+    for X in (planted(rng) * size, planted(rng).T * size, sp.csr_array(planted(rng) * size)):
+        with pytest.raises(ValueError, match=r"largest value of .* Rescale X first"):
+            model.fit(X)
+
+
+def test_a_fit_that_fails_late_leaves_the_earlier_model_whole(rng, monkeypatch):
+    X, other = planted(rng), planted(rng)[:, :17]
+    model, W = fitted(X, "als", 2.0)
+
+    def lost(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dasknmf.results.rows_of", lost)
+    H, error = model.components_, model.reconstruction_err_
+    with pytest.raises(KeyboardInterrupt):
+        model.fit_transform(other)
+    assert model.components_ is H
+    assert (model.reconstruction_err_, model.n_features_in_) == (error, 30)
+    np.testing.assert_allclose(model.transform(X), W, rtol=1e-9)
+
+
+def test_a_warning_names_the_callers_line(rng):
+    model = NMF(3, max_iter=1, random_state=0)
+    for fit in (model.fit, model.fit_transform):
+        with pytest.warns(ConvergenceWarning, match="Maximum") as caught:
+            fit(planted(rng))
+        assert {warning.filename for warning in caught} == {__file__}
+
+
+def test_transform_refuses_zeros_where_the_loss_is_infinite_at_them(rng):
+    X = planted(rng) + 1
+    model, _ = fitted(X, "mu", 0.0)
+    with pytest.raises(ValueError, match="entries that are zero"):
+        model.transform(np.where(X.mean() < X, X, 0))
+
+
+@pytest.mark.parametrize("callbacks", [print, [1], ["x"]])
+def test_callbacks_that_are_none_are_refused_before_the_first_pass(callbacks, rng):
+    with pytest.raises(ValueError, match="expected a list of functions"):
+        NMF(3, callbacks=callbacks).fit(planted(rng))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 
 class DataError(ValueError):
     """The matrix can't be factorised as it is: bad values, shape, dtype or chunks."""
@@ -25,3 +28,15 @@ class RowsLostError(RuntimeError):
 
 class FactorWarning(UserWarning):
     """The factorisation is valid, but a part of it is of no use (a dead component, say)."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the caller's line: the first outside of the package and scikit-learn's wrappers."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and _is_internal(frame.f_globals.get("__name__", "")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
+def _is_internal(module: str) -> bool:
+    return module.split(".")[0] in ("dasknmf", "sklearn", "contextlib")

@@ -15,6 +15,7 @@ from dasknmf.numerics.errors import DataError
 from dasknmf.numerics.kernels import Slab
 
 KINDS = ("NaN", "infinity (inf)", "negative")
+RANGE = {4: (1e-35, 1e34), 8: (1e-140, 1e140)}  # of the largest value, by the bytes of a float
 ADVICE = {
     "NaN": "Fill or drop the missing values first.",
     "infinity (inf)": "Replace them by finite numbers first.",
@@ -75,6 +76,16 @@ class Inspection:
     def bad(self) -> bool:
         """Whether any value is NaN, infinite or negative."""
         return any(f.amount for f in self.findings)
+
+    def raise_if_out_of_range(self, dtype: np.dtype[Any]) -> None:
+        """Raise :class:`DataError` where squares of the data would leave the numbers there are."""
+        least, most = RANGE[dtype.itemsize]
+        if self.positive and not least <= self.maximum <= most:
+            raise DataError(
+                f"X has a largest value of {self.maximum:.3g}; in {dtype} expected one from "
+                f"{least:g} to {most:g}, since sums of squares would vanish or overflow. Rescale "
+                "X first, e.g. X / X.max()."
+            )
 
     def fingerprint(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> str:
         """Digest of shape, dtype and the checksums of the slabs, which depend on the slabs."""

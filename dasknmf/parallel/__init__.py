@@ -6,6 +6,7 @@ import logging
 import sys
 from typing import Any
 
+from dasknmf.numerics.errors import ClusterError
 from dasknmf.parallel.executors import Executor, ThreadsExecutor
 from dasknmf.parallel.slabs import Slabs
 
@@ -13,11 +14,20 @@ logger = logging.getLogger("dasknmf")
 
 
 def active_client() -> Any:
-    """The current ``distributed.Client``, or None; distributed is not imported for the answer."""
+    """The current ``distributed.Client``, or None; distributed is not imported for the answer.
+
+    None inside a task, too: a fit that waits there for tasks of its own could wait for good.
+    """
     if "distributed" not in sys.modules:
         return None
-    from distributed import default_client
+    from distributed import default_client, get_worker
 
+    try:
+        get_worker()
+    except ValueError:
+        pass
+    else:
+        return None
     try:
         return default_client()
     except ValueError:
@@ -34,10 +44,20 @@ def make_executor(slabs: Slabs, client: Any = None) -> Executor:
             len(slabs), slabs.nbytes or "unknown", ThreadsExecutor.slots(), budget,
         )  # fmt: skip
         return ThreadsExecutor(slabs, budget)
+    if not hasattr(client, "scheduler_info"):
+        raise TypeError(
+            f"client={client!r}; expected a distributed.Client, or None for the active one. "
+            "Create it with distributed.Client(address)."
+        )
     if getattr(client, "asynchronous", False):
         raise TypeError(
             "client is asynchronous; expected a synchronous distributed.Client. Create it with "
             "asynchronous=False (the default) in a thread of its own."
+        )
+    if client.status != "running":
+        raise ClusterError(
+            f"the client is {client.status}; expected one that is connected. Create a new "
+            "distributed.Client, or pass none to use threads."
         )
     from dasknmf.parallel.cluster import ClusterExecutor
 

@@ -11,26 +11,39 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
-from threadpoolctl import threadpool_limits
+import threadpoolctl
 
 _lock = Lock()
 _fits_here = 0
+_limit: Any = None  # of the fits that run in this process, shared by all of them
 _worker_limit: Any = None
+
+
+def _take_control() -> None:
+    """Let this thread change the limit: threadpoolctl 3.8 on obeys the first thread that did."""
+    release = getattr(threadpoolctl.OpenBLASController, "clear_controlling_thread", None)
+    if release is not None:
+        release(force=True)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Limit BLAS in this process for the whole of a fit, and restore it afterwards."""
-    global _fits_here
+    """Limit BLAS in this process while any fit runs, and restore it after the last one."""
+    global _fits_here, _limit
     with _lock:
+        if _fits_here == 0:
+            _take_control()
+            _limit = threadpoolctl.threadpool_limits(limits=1)
         _fits_here += 1
-        limit = threadpool_limits(limits=1)
     try:
         yield
     finally:
         with _lock:
             _fits_here -= 1
-            limit.restore_original_limits()
+            if _fits_here == 0:
+                _take_control()
+                _limit.restore_original_limits()
+                _limit = None
 
 
 def ensure_one_thread() -> None:
@@ -40,4 +53,5 @@ def ensure_one_thread() -> None:
         return
     with _lock:
         if not _fits_here and _worker_limit is None:
-            _worker_limit = threadpool_limits(limits=1)
+            _take_control()
+            _worker_limit = threadpoolctl.threadpool_limits(limits=1)

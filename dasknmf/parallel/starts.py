@@ -78,6 +78,7 @@ def make_start(request: Request, executor: Executor, name: str) -> Start:
 
 def _checked(inspection: Inspection, executor: Executor, name: str) -> Inspection:
     inspection.raise_if_bad(executor.slabs.transposed, name)
+    inspection.raise_if_out_of_range(executor.slabs.dtype)
     return inspection
 
 
