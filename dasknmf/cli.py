@@ -71,7 +71,9 @@ def _refuse_inputs(output: str, *inputs: str) -> None:
         else:
             same = path.is_relative_to(target) or target.is_relative_to(path)
         if same:
-            raise click.UsageError(f"the output {output} would replace the input {source}")
+            raise click.UsageError(
+                f"the output {output} would replace the input {source}, or lie inside the input"
+            )
 
 
 @click.group(name="nmf", context_settings={"help_option_names": ["-h", "--help"]})

@@ -307,8 +307,9 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             X = X if sp.issparse(X) else check_array(X, dtype=[np.float64, np.float32])
         if X.ndim != 2 or X.shape[1] != self.n_components_:
             raise DataError(
-                f"W has shape {X.shape}, but {type(self).__name__} has {self.n_components_} "
-                "components. Pass what transform() or fit_transform() gave."
+                f"W has {X.shape[-1] if X.ndim else 0} columns (shape {X.shape}), but "
+                f"{type(self).__name__} has {self.n_components_} components. Pass what transform() "
+                "or fit_transform() gave."
             )
         return X @ self.components_
 

@@ -184,8 +184,8 @@ ERRORS = {
     "no such component": (1, "nope", (*FIT, "--component", "nope")),
     "a cube": (1, "Reshape your data", ("fit", "{data}/cube.npy", "-o", "{out}/m", "-k2")),
     "NaN": (1, "row 17, column 5", ("fit", "{data}/nan.npy", "-o", "{out}/m", "-k2")),
-    "loss that the solver lacks": (1, "als", (*FIT, "--loss", "0.5", "--solver", "als")),
-    "NaN as tol": (1, "tol=nan", (*FIT, "--tol", "nan")),
+    "loss that the solver lacks": (2, "als", (*FIT, "--loss", "0.5", "--solver", "als")),
+    "NaN as tol": (2, "tol=nan", (*FIT, "--tol", "nan")),
     "unknown solver": (2, "'magic' is not one of 'auto', 'als'", (*FIT, "--solver", "magic")),
     "unknown loss": (2, "'magic' is neither", (*FIT, "--loss", "magic")),
     "unknown init": (2, "'custom' is not one of", (*FIT, "--init", "custom")),
@@ -200,6 +200,7 @@ ERRORS = {
     "output is the matrix": (
         2, "would replace the input", (*FIT, "-o", "{data}/x.zarr", "--overwrite"),
     ),
+    "output in the matrix": (2, "inside the input", (*FIT, "-o", "{data}/x.zarr/model")),
     "output holds the matrix": (2, "would replace", (*FIT, "-o", "{data}", "--overwrite")),
     "output is the model": (
         2, "would replace the input",

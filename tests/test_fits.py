@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from conftest import planted, sparse_counts
+from dask import delayed
 from pairs import PAIRS, SMOOTH
 from sklearn.exceptions import ConvergenceWarning
 
@@ -294,3 +295,9 @@ def test_transform_refuses_zeros_where_the_loss_is_infinite_at_them(rng):
 def test_callbacks_that_are_none_are_refused_before_the_first_pass(callbacks, rng):
     with pytest.raises(ValueError, match="expected a list of functions"):
         NMF(3, callbacks=callbacks).fit(planted(rng))
+
+
+@pytest.mark.parametrize("X", [None, delayed(np.eye(3))], ids=["None", "delayed"])
+def test_what_is_no_matrix_at_all_is_refused_with_advice(X):
+    with pytest.raises(ValueError, match="expected a matrix"):
+        NMF(2).fit(X)

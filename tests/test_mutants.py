@@ -181,7 +181,7 @@ MUTANTS = [
     ),
     Mutant(
         "one slab of a Dask array read twice, one not at all", "parallel/slabs.py",
-        "first += members\n", "first += members if i else 0\n", LAYOUT,
+        "range(end - members, end)", "range(max(end - members - 1, 0), end - 1 or 1)", LAYOUT,
     ),
     Mutant(
         "stops after one quiet pass", "numerics/stopping.py",

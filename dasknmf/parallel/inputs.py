@@ -50,6 +50,11 @@ def is_dask(X: Any) -> bool:
 
 def refuse_early(X: Any) -> None:
     """Refuse what scikit-learn's validation would let through or explain badly."""
+    if X is None or _is(X, "dask.delayed", "Delayed"):
+        raise DataError(
+            f"X is {'None' if X is None else 'a dask.delayed value of unknown shape'}; expected a "
+            "matrix. A delayed one becomes an array by dask.array.from_delayed(X, shape, dtype)."
+        )
     if isinstance(X, np.ma.MaskedArray):
         raise DataError(
             "X is a masked array, and its mask would be lost; expected a plain array. Fill the "

@@ -149,24 +149,34 @@ def from_dask(X: da.Array, transposed: bool, *, merge: bool = True) -> Slabs:
     groups = planning.merged_chunks(along, row_bytes) if merge and not sparse else (1,) * len(along)
     if len(groups) < len(along):
         logger.info("%d chunks of rows are read as %d slabs", len(along), len(groups))
+    X, graph = _graph_of(X)
+    name = f"slab-{tokenize(X.name, transposed, dtype, groups)}"
+    make = partial(assemble, transposed=transposed, dtype=dtype)
+    ends = tuple(accumulate(groups))
+    for i, (members, end) in enumerate(zip(groups, ends, strict=True)):
+        graph[(name, i)] = (make, _grid(X, graph, range(end - members, end), transposed))
+    rows_before = (0, *accumulate(along))
+    edges = (0, *(rows_before[end] for end in ends))
+    blocks = tuple((name, i) for i in range(len(groups)))
+    return Slabs(shape, edges, dtype, sparse, transposed, blocks, graph)
+
+
+def _graph_of(X: da.Array) -> tuple[da.Array, dict[Any, Any]]:
+    """The optimised graph; as it stands where it refers to futures, which optimising drops."""
     graph = dict(X.__dask_graph__())
     if not any(_is_future(node) for node in graph.values()):
-        (X,) = dask.optimize(X)  # would drop futures that the graph refers to
+        (X,) = dask.optimize(X)
         graph = dict(X.__dask_graph__())
-    blocks, edges, first = [], [0], 0
-    name = f"slab-{tokenize(X.name, transposed, dtype, groups)}"
-    for i, members in enumerate(groups):
-        chunks_of_slab = range(first, first + members)
-        if transposed:
-            keys = [[(X.name, a, c) for c in chunks_of_slab] for a in range(len(across))]
-        else:
-            keys = [[(X.name, c, a) for a in range(len(across))] for c in chunks_of_slab]
-        nodes = [[graph[key] if _is_future(graph[key]) else key for key in row] for row in keys]
-        graph[(name, i)] = (partial(assemble, transposed=transposed, dtype=dtype), nodes)
-        blocks.append((name, i))
-        edges.append(edges[-1] + sum(along[c] for c in chunks_of_slab))
-        first += members
-    return Slabs(shape, tuple(edges), dtype, sparse, transposed, tuple(blocks), graph)
+    return X, graph
+
+
+def _grid(X: da.Array, graph: dict[Any, Any], chunks: range, transposed: bool) -> list[list[Any]]:
+    """Keys of the chunks that form one slab (futures themselves), laid out as in X."""
+    if transposed:
+        keys = [[(X.name, row, c) for c in chunks] for row in range(X.numblocks[0])]
+    else:
+        keys = [[(X.name, c, column) for column in range(X.numblocks[1])] for c in chunks]
+    return [[graph[key] if _is_future(graph[key]) else key for key in row] for row in keys]
 
 
 def _sliceable(chunk: Any) -> Any:
