@@ -44,15 +44,15 @@ def make_executor(slabs: Slabs, client: Any = None) -> Executor:
             len(slabs), slabs.nbytes or "unknown", ThreadsExecutor.slots(), budget,
         )  # fmt: skip
         return ThreadsExecutor(slabs, budget)
-    if not hasattr(client, "scheduler_info"):
-        raise TypeError(
-            f"client={client!r}; expected a distributed.Client, or None for the active one. "
-            "Create it with distributed.Client(address)."
-        )
     if getattr(client, "asynchronous", False):
         raise TypeError(
             "client is asynchronous; expected a synchronous distributed.Client. Create it with "
             "asynchronous=False (the default) in a thread of its own."
+        )
+    if not hasattr(client, "scheduler_info"):
+        raise TypeError(
+            f"client={client!r}; expected a distributed.Client, or None for the active one. "
+            "Create it with distributed.Client(address)."
         )
     if client.status != "running":
         raise ClusterError(
