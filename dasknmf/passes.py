@@ -274,7 +274,7 @@ class _Loop:
         )
         logger.debug("%s %d: loss %.9g", phase, number, info.loss)
         asked = [callback(info) for callback in self.settings.callbacks]  # every one is called
-        return any(answer is True for answer in asked)
+        return any(isinstance(answer, bool | np.bool_) and answer for answer in asked)
 
 
 def solve_rows(executor: Executor, work: Any, name: str) -> list[Array]:

@@ -351,4 +351,5 @@ def test_dask_nmf_is_the_same_command(tmp_path, arguments, code, stdout, stderr)
 
 def test_every_field_of_the_record_is_json(data):
     record = models.read(data / "m.zarr")
-    json.dumps([record.parameters, record.fitted, record.provenance], allow_nan=False)
+    fields = [record.parameters, record.fitted, record.provenance]
+    assert json.loads(json.dumps(fields, allow_nan=False)) == fields

@@ -10,7 +10,7 @@ Rules that keep the bits the same wherever a slab was delivered: every array goe
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -184,9 +184,6 @@ def _dense_beta(
     if beta == 1.0:
         pos[:] = np.sum(columns if move_rows else rows, axis=0, dtype=np.float64)
     return neg, pos, float(value)
-
-
-BadKind = Literal["NaN", "infinite", "negative"]
 
 
 def inspect_values(values: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Float64]:
