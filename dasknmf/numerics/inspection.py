@@ -77,6 +77,10 @@ class Inspection:
         """Whether any value is NaN, infinite or negative."""
         return any(f.amount for f in self.findings)
 
+    def unfit(self, dtype: np.dtype[Any]) -> bool:
+        """Whether no slab arithmetic may be done: bad values, or larger than it can bear."""
+        return self.bad or self.maximum > RANGE[dtype.itemsize][1]
+
     def raise_if_out_of_range(self, dtype: np.dtype[Any]) -> None:
         """Raise :class:`DataError` where squares of the data would leave the numbers there are."""
         least, most = RANGE[dtype.itemsize]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from dasknmf.numerics import kernels, nndsvd, random
-from dasknmf.numerics.inspection import RANGE, Inspection, Place, inspect_slab
+from dasknmf.numerics.inspection import Inspection, Place, inspect_slab
 from dasknmf.numerics.kernels import Array, Float64, Slab
 from dasknmf.numerics.losses import Loss
 from dasknmf.numerics.penalties import Penalty
@@ -72,11 +72,6 @@ class StepSums(NamedTuple):
         return StepSums(inspection, add([p.models for p in parts]))
 
 
-def _most(V: Slab) -> float:
-    """Largest value that the arithmetic of a slab can bear."""
-    return RANGE[V.dtype.itemsize][1]
-
-
 @dataclass(frozen=True)
 class Step:
     """The fused visit: new rows from (V_i, H), and at once their share of the H half.
@@ -106,7 +101,7 @@ class Step:
     def __call__(self, V: Slab, rows: Rows | None, place: Place) -> tuple[Rows | None, StepSums]:
         """Visit one slab."""
         inspection = inspect_slab(V, place) if self.inspect else None
-        if inspection is not None and (inspection.bad or inspection.maximum > _most(V)):
+        if inspection is not None and inspection.unfit(V.dtype):
             return rows, StepSums(inspection, ())
         old = self._starting_rows(rows, place)
         new = self._move(V, old) if self.move else old
@@ -161,14 +156,14 @@ class SolveRows:
     def __call__(self, V: Slab, rows: Rows | None, place: Place) -> tuple[Rows | None, Inspection]:
         """Visit one slab."""
         inspection = inspect_slab(V, place)
-        if inspection.bad or inspection.maximum > _most(V):
+        if inspection.unfit(V.dtype):
             return rows, inspection
         return tuple(self._solve(V, Ht) for Ht in self.fixed), inspection
 
     def check(self, seen: Inspection, columns: int, name: str) -> None:
         """Raise :class:`DataError` for what no rows could be solved from."""
         seen.raise_if_bad(False, name)
-        if seen.maximum > RANGE[self.fixed[0].dtype.itemsize][1]:
+        if seen.unfit(self.fixed[0].dtype):
             seen.raise_if_out_of_range(self.fixed[0].dtype)
         self.loss.check_zeros(seen.rows * columns - seen.positive)
 
@@ -218,7 +213,7 @@ class RangeFinder:
     def __call__(self, V: Slab, rows: Rows | None, place: Place) -> tuple[None, RangeSums]:
         """Visit one slab."""
         inspection = inspect_slab(V, place)
-        if inspection.bad or inspection.maximum > _most(V):
+        if inspection.unfit(V.dtype):
             return None, RangeSums(inspection, np.zeros(self.probes.shape))
         return None, RangeSums(inspection, nndsvd.power_product(V, self.probes))
 
