@@ -44,10 +44,23 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     n_components : int, None or 'auto', default='auto'
         Number of components k. 'auto': that of W or H where they are given, else n_features.
         None: n_features.
-    init : {'random', 'nndsvd', 'nndsvda', 'nndsvdar', 'custom'} or None, default=None
-        Start. 'custom' takes W and H from ``fit``, or one of them. The nndsvd family costs two
-        reads of X. None: 'random' for ``als``, else 'nndsvda' (and 'random' where
-        n_components > min(n_samples, n_features)).
+    init : {'auto', 'sample', 'random', 'nndsvd', 'nndsvda', 'nndsvdar', 'custom'} or None, \
+            default='auto'
+        Start. 'sample' takes some rows (at most a quarter, at most 5000; from a tenth of the
+        chunks where X is a Dask array), lets many random restarts race on them in memory and goes
+        on with the best. 'custom' takes W and H from ``fit``, or one of them. The nndsvd family
+        costs two reads of X. 'auto' and None: 'sample' for ``als``, else 'nndsvda' ('random' where
+        n_components > min(n_samples, n_features), or n_init > 1).
+    n_init : int, default=1
+        Starts. They share every read of X: all of them race on the sample, and at most 4 go on
+        to X itself; with init='random' all do. After each pass the better half goes on, and always
+        the one with which n_init=1 would have gone on: it decides when the fit ends, so more starts
+        cost no read and end with no higher objective.
+    waves : int or 'auto', default='auto'
+        Updates of the components per pass over X, each after a group of row blocks in a seeded
+        order (``als``; the other solvers have 1). 'auto': up to 8, at least 4 blocks each. It does
+        not depend on the cluster; one with more task slots than a wave has blocks is used better
+        with fewer waves.
     solver : {'auto', 'als', 'hals', 'pg', 'mu', 'cd'}, default='auto'
         ``als`` solves every row exactly and carries nothing between passes; ``hals`` (which
         scikit-learn calls 'cd'), ``pg`` and ``mu`` take a few steps a pass. 'auto': ``als`` for
@@ -111,7 +124,9 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self,
         n_components: int | str | None = "auto",
         *,
-        init: str | None = None,
+        init: str | None = "auto",
+        n_init: int = 1,
+        waves: int | str = "auto",
         solver: str = "auto",
         beta_loss: str | float = "frobenius",
         tol: float = 1e-4,
@@ -126,6 +141,8 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     ) -> None:
         self.n_components = n_components
         self.init = init
+        self.n_init = n_init
+        self.waves = waves
         self.solver = solver
         self.beta_loss = beta_loss
         self.tol = tol
@@ -207,6 +224,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             loss=loss,
             solver=solver,
             penalties=penalties[::-1] if slabs.transposed else penalties,
+            n_init=int(self.n_init),
             long=None if long is None else (long.T if slabs.transposed else long),
             short=None if short is None else (short if slabs.transposed else short.T),
         )
@@ -220,6 +238,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 stop=RelativeChange(float(self.tol)),
                 max_iter=int(self.max_iter),
                 keep_rows=keep_rows,
+                waves=parameters.count_waves(self, solver, len(slabs)),
                 name=type(self).__name__,
                 callbacks=callbacks,
             )
@@ -231,7 +250,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         slabs = executor.slabs
         if slabs.transposed:
             assert found.rows is not None
-            H = np.concatenate([rows[0] for rows in executor.fetch(found.rows)]).T.copy()
+            H = np.concatenate([r[found.model] for r in executor.fetch(found.rows)]).T.copy()
         else:
             H = found.short.T.copy()
         fitted = {

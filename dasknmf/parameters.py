@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.utils import check_random_state
 
+from dasknmf.numerics import planning
 from dasknmf.numerics.errors import FactorWarning, ParameterError, warn
 from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.losses import Loss, make_loss
@@ -43,10 +44,13 @@ def check(model: NMF) -> tuple[Loss, Solver]:
     elif model.n_components is not None:
         _expect_integer("n_components", model.n_components, 1)
     _expect_callables(model.callbacks)
+    _expect_integer("n_init", model.n_init, 1)
     loss = make_loss(model.beta_loss)
     solver = make_solver(model.solver, loss)
     make_penalties(model.alpha_W, model.alpha_H, model.l1_ratio, (1, 1))
     check_random_state(model.random_state)
+    _expect_waves(model.waves, solver)
+    _expect_starts(model, solver)
     if solver.name == "mu" and model.init == "nndsvd":
         warn(
             "solver='mu' can't move the exact zeros of init='nndsvd'. Use 'nndsvda' or 'nndsvdar'.",
@@ -76,9 +80,18 @@ def count_components(model: NMF, shape: tuple[int, int], W: Any, H: Any) -> int:
 
 def choose_init(model: NMF, solver: Solver, k: int, shape: tuple[int, int]) -> str:
     """Give the start; where none is named, the best that this solver has."""
-    if model.init is not None:
-        return model.init
-    return "nndsvda" if solver.carries_rows and k <= min(shape) else "random"
+    if model.init not in (None, "auto"):
+        return str(model.init)
+    if not solver.carries_rows:
+        return "sample"
+    return "nndsvda" if model.n_init == 1 and k <= min(shape) else "random"
+
+
+def count_waves(model: NMF, solver: Solver, slabs: int) -> int:
+    """How often a pass updates the short factor."""
+    if model.waves == "auto":
+        return 1 if solver.carries_rows else planning.count_waves(slabs)
+    return min(int(model.waves), slabs)
 
 
 def custom_factors(model: NMF, shape: tuple[int, int], k: int, W: Any, H: Any) -> tuple[Any, Any]:
@@ -97,6 +110,33 @@ def custom_factors(model: NMF, shape: tuple[int, int], k: int, W: Any, H: Any) -
         for name, factor, expected in (("W", W, (shape[0], k)), ("H", H, (k, shape[1])))
     ]
     return checked[0], checked[1]
+
+
+def _expect_waves(waves: Any, solver: Solver) -> None:
+    if isinstance(waves, str):
+        if waves != "auto":
+            raise ParameterError(f"waves={waves!r}; expected an integer >= 1 or 'auto'.")
+        return
+    _expect_integer("waves", waves, 1)
+    if waves > 1 and solver.carries_rows:
+        raise ParameterError(
+            f"waves={waves} needs rows that are solved anew in each pass, but "
+            f"solver={solver.name!r} carries them. Use solver='als', or waves='auto'."
+        )
+
+
+def _expect_starts(model: NMF, solver: Solver) -> None:
+    """Refuse a start that the solver can't use, or more of them than there are."""
+    if model.init == "sample" and solver.carries_rows:
+        raise ParameterError(
+            f"init='sample' gives no rows, which solver={solver.name!r} carries from pass to pass. "
+            "Use init='auto', or solver='als'."
+        )
+    if model.n_init > 1 and model.init not in (None, "auto", "sample", "random"):
+        raise ParameterError(
+            f"n_init={model.n_init} with init={model.init!r}, of which there is only one. Use "
+            "n_init=1, or init='auto' or 'random'."
+        )
 
 
 def _expect_callables(callbacks: Any) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from dasknmf.ensemble import ACCURACY, Model, Problem, best_of, survivors
+from dasknmf.numerics import random
 from dasknmf.numerics.errors import ClusterError, RowsLostError
 from dasknmf.numerics.inspection import Inspection
 from dasknmf.numerics.kernels import Array
@@ -22,11 +24,12 @@ from dasknmf.numerics.losses import Loss
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
 from dasknmf.numerics.stopping import Outcome, RelativeChange
-from dasknmf.numerics.terms import Normal
-from dasknmf.numerics.work import ModelSums, Step
+from dasknmf.numerics.terms import Normal, add
+from dasknmf.numerics.work import Inspect, ModelSums, Step
 from dasknmf.parallel.blas import one_thread
+from dasknmf.parallel.driver import half_step
 from dasknmf.parallel.executors import Carried, Executor
-from dasknmf.parallel.starts import Request, Start, make_start
+from dasknmf.parallel.starts import Request, make_start
 
 logger = logging.getLogger("dasknmf")
 
@@ -42,7 +45,7 @@ class PassInfo:
 
     number: int
     max_iter: int
-    reads: int
+    reads: float
     loss: float
     objective: float
     relative_error: float
@@ -55,12 +58,13 @@ Callback = Callable[[PassInfo], bool | None]
 
 @dataclass(frozen=True)
 class Settings:
-    """One fit. ``penalties``: of the rows, of the short factor."""
+    """One fit. ``waves``: updates of the short factor a pass."""
 
     start: Request
     stop: RelativeChange
     max_iter: int
     keep_rows: bool
+    waves: int = 1
     name: str = "NMF"
     callbacks: tuple[Callback, ...] = ()
 
@@ -82,35 +86,37 @@ class Settings:
 
 @dataclass
 class History:
-    """One entry a pass; ``loss`` and ``objective`` are those of the factors of that pass."""
+    """One entry a pass; ``loss`` and ``objective`` are those of the best model of that pass."""
 
     loss: list[float] = field(default_factory=list)
     objective: list[float] = field(default_factory=list)
     relative_error: list[float] = field(default_factory=list)
-    reads: list[int] = field(default_factory=list)
+    reads: list[float] = field(default_factory=list)
+    models: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
     def as_arrays(self) -> dict[str, Array]:
         """Columns for a data frame or a plot."""
         columns: dict[str, Array] = {"pass": np.arange(1, len(self.loss) + 1)}
-        columns["reads"] = np.array(self.reads, dtype=np.int64)
-        for name in ("loss", "objective", "relative_error", "seconds"):
+        columns["models"] = np.array(self.models, dtype=np.int64)
+        for name in ("reads", "loss", "objective", "relative_error", "seconds"):
             columns[name] = np.array(getattr(self, name), dtype=np.float64)
         return columns
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a fit ends with."""
+    """What a fit ends with: the best model of the ensemble."""
 
     short: Array
     rows: Carried | None
+    model: int  # whose rows they are
     loss: float
     n_iter: int
     outcome: Outcome
     history: dict[str, Array]
     inspection: Inspection
-    reads: int
+    reads: float
 
 
 def fit(executor: Executor, settings: Settings) -> Result:
@@ -132,106 +138,190 @@ def fit(executor: Executor, settings: Settings) -> Result:
 
 
 class _Loop:
-    """State of one fit: the short factor, the carried rows and the history."""
+    """State of one fit: its models, the carried rows, what was seen of V, and the history.
+
+    Where rows are carried (or so little is left of V that the loss has to be measured from its
+    entries), a pass is one visit to all slabs, and its loss is that of the factors before the short
+    one moves. Otherwise a pass is a row of waves, and its loss that of the pair it ends with.
+    """
 
     def __init__(self, executor: Executor, settings: Settings) -> None:
         self.executor = executor
         self.settings = settings
         self.history = History()
         self.began = time.perf_counter()
+        self.inspection: Inspection | None = None
+        self.rows: Carried | None = None
 
     def run(self) -> Result:
         settings = self.settings
-        start = make_start(settings.start, self.executor, settings.name)
-        inspection = self._inspected(start.inspection)
-        short, rows = start.short[0], start.rows
-        step = Step(
-            settings.loss, settings.solver, settings.penalties[0], (short,), start.random_rows
+        self.start = make_start(settings.start, self.executor, settings.name)
+        if self.start.inspection is not None:
+            self._accept(self.start.inspection)
+        self.rows = self.start.rows
+        self.waves = self._make_waves()
+        self.models = [
+            Model(n, short, [None] * len(self.waves), ACCURACY, self.start.relative)
+            for n, short in enumerate(self.start.short)
+        ]
+        self.step = Step(
+            settings.loss,
+            settings.solver,
+            settings.penalties[0],
+            self.start.short,
+            self.start.random_rows,
         )
-        carries = settings.solver.carries_rows
         outcome = Outcome.MAX_ITER
         for number in range(1, settings.max_iter + 1):
-            row_solver, solver = self._solvers(number, start)
-            step = replace(
-                step,
-                fixed=(short,),
-                solver=row_solver,
-                inspect=inspection is None,
-                residual=self._wants_residual(),
-            )
-            visit = self.executor.run(step, rows, keep=carries)
-            if inspection is None:
-                inspection = self._inspected(visit.sums.inspection)
-                assert inspection is not None
-            rows = visit.rows
-            self._record(visit.sums.models[0], step, inspection)
-            ended = self._judge(number, inspection)
-            outcome = ended or outcome
-            if carries and (ended or number == settings.max_iter):
-                break
-            terms = visit.sums.models[0].terms
-            short = solver.half_step(short, terms, settings.penalties[1])
+            last = number == settings.max_iter
+            ended = self._pass(number, last)
             if ended:
+                outcome = ended
                 break
-        assert inspection is not None
-        if not carries:
-            short, rows = self._final_rows(step, short, inspection)
+        best = best_of(self.models)
+        if not settings.solver.carries_rows:
+            self._final_rows(best)
+        assert self.inspection is not None
         return Result(
-            short=short,
-            rows=rows,
+            short=best.short,
+            rows=self.rows,
+            model=best.number if settings.solver.carries_rows else 0,
             loss=self.history.loss[-1],
             n_iter=number,
             outcome=outcome,
             history=self.history.as_arrays(),
-            inspection=inspection,
+            inspection=self.inspection,
             reads=self.executor.reads,
         )
 
-    def _solvers(self, number: int, start: Start) -> tuple[Solver, Solver]:
-        """Of the rows and of the short factor; every tenth pass they lift vanishing entries."""
-        solver = self.settings.solver
-        if number % LIFT_EVERY:
-            return solver, solver
-        rows, short = start.smallest
-        return solver.lifting(rows), solver.lifting(short)
+    def _make_waves(self) -> list[list[int]]:
+        """Groups of slabs in a seeded order, so that sorted data do no harm."""
+        count = self.settings.waves
+        order = random.generator(self.settings.start.seed, "waves", 0, 0).permutation(
+            len(self.executor.slabs)
+        )
+        return [sorted(int(i) for i in order[j::count]) for j in range(count)]
 
-    def _inspected(self, inspection: Inspection | None) -> Inspection | None:
+    @property
+    def _problem(self) -> Problem:
+        squares = None if self.inspection is None else self.inspection.squares
+        return Problem(self.settings.loss, self.settings.penalties[1], squares)
+
+    def _accept(self, inspection: Inspection) -> None:
         """Refuse bad values, and zeros where the loss has no finite value at them."""
-        if inspection is None:
-            return None
         slabs = self.executor.slabs
         inspection.raise_if_bad(slabs.transposed, self.settings.name)
         inspection.raise_if_out_of_range(slabs.dtype)
         self.settings.loss.check_zeros(slabs.shape[0] * slabs.shape[1] - inspection.positive)
-        return inspection
+        self.inspection = inspection
 
-    def _final_rows(
-        self, step: Step, short: Array, inspection: Inspection
-    ) -> tuple[Array, Carried | None]:
+    def _pass(self, number: int, last: bool) -> Outcome | None:
+        """One pass of all models still in the race; say whether the fit is done."""
+        measured = self._wants_residual()
+        whole = self.settings.solver.carries_rows or measured
+        if whole:
+            sums = self._whole_pass(number, measured)
+        else:
+            self._pass_of_waves()
+        best = best_of(self.models)
+        self._record(best)
+        ended = self._judge(number, best)
+        if whole and not (self.settings.solver.carries_rows and (ended or last)):
+            self._move_short(number, sums)
+        self.models = [best] if ended else survivors(self.models)
+        return ended
+
+    def _pass_of_waves(self) -> None:
+        """Visit the waves in turn; every model's short factor moves after each."""
+        seen: list[Inspection] = []
+        solver = self.settings.solver
+        for number, slabs in enumerate(self.waves):
+            step = replace(
+                self.step,
+                fixed=tuple(model.short for model in self.models),
+                solver=solver.loosened(min(model.gain for model in self.models)),
+                inspect=self.inspection is None,
+            )
+            sums = self.executor.run(step, only=slabs).sums
+            if sums.inspection is not None:
+                seen.append(sums.inspection)
+                self._look(seen, number)
+            for model, found in zip(self.models, sums.models, strict=True):
+                short_solver = solver.loosened(0.1 * model.gain, warm=True)
+                model.visit(number, found, self._problem, short_solver)
+        for model in self.models:
+            model.close_pass(self._problem)
+
+    def _look(self, seen: list[Inspection], wave: int) -> None:
+        """Judge what the waves so far have seen; with bad values in it, see the other slabs too."""
+        whole = add(seen)
+        rest = [slab for slabs in self.waves[wave + 1 :] for slab in slabs]
+        if rest and whole.unfit(self.executor.slabs.dtype):
+            whole = add([whole, self.executor.run(Inspect(), only=sorted(rest)).sums])
+        elif rest:
+            return
+        self._accept(whole)
+
+    def _whole_pass(self, number: int, measured: bool) -> tuple[ModelSums, ...]:
+        """Visit all slabs at once, without moving the short factors."""
+        carries = self.settings.solver.carries_rows
+        step = replace(
+            self.step,
+            fixed=tuple(model.short for model in self.models),
+            models=tuple(model.number for model in self.models),
+            solver=self._solvers(number)[0],
+            inspect=self.inspection is None,
+            residual=measured,
+        )
+        visit = self.executor.run(step, self.rows, keep=carries)
+        if visit.sums.inspection is not None:
+            self._accept(visit.sums.inspection)
+        self.rows = visit.rows
+        for model, sums in zip(self.models, visit.sums.models, strict=True):
+            model.measure(sums, self._problem, residual=measured)
+        sums_of_all: tuple[ModelSums, ...] = visit.sums.models
+        return sums_of_all
+
+    def _move_short(self, number: int, sums: tuple[ModelSums, ...]) -> None:
+        solver = self._solvers(number)[1]
+        for model, found in zip(self.models, sums, strict=True):
+            assert found.terms is not None
+            model.short = half_step(solver, model.short, found.terms, self.settings.penalties[1])
+
+    def _solvers(self, number: int) -> tuple[Solver, Solver]:
+        """Of the rows and of the short factor; every tenth pass they lift vanishing entries."""
+        solver = self.settings.solver
+        if number % LIFT_EVERY:
+            return solver, solver
+        rows, short = self.start.smallest
+        return solver.lifting(rows), solver.lifting(short)
+
+    def _final_rows(self, model: Model) -> None:
         """Exact rows of the final short factor: the last read, and the loss of what is returned.
 
         A matrix that is streamed as its transpose gets the other factor solved from the same
         read, so that its W is what ``transform`` would give.
         """
         settings, transposed = self.settings, self.executor.slabs.transposed
-        final = replace(step, fixed=(short,), inspect=False, residual=not transposed)
-        visit = self.executor.run(final, keep=settings.keep_rows or transposed)
+        measured = self._wants_residual()
+        step = replace(self.step, fixed=(model.short,), residual=measured and not transposed)
+        visit = self.executor.run(step, keep=settings.keep_rows or transposed)
+        self.rows = visit.rows
         if transposed:
-            terms = visit.sums.models[0].terms
-            short = settings.solver.half_step(short, terms, settings.penalties[1])
-            final = replace(final, fixed=(short,))
-        self._record(visit.sums.models[0], final, inspection)
-        if transposed and self._wants_residual():
-            self._measure(replace(final, move=False, residual=True), visit.rows, inspection)
+            self._move_short_exactly(model, visit.sums.models[0])
+        model.measure(visit.sums.models[0], self._problem, residual=step.residual)
+        if transposed and measured:
+            step = replace(step, fixed=(model.short,), move=False, residual=True)
+            sums = self.executor.run(step, self.rows).sums.models[0]
+            model.objectives.pop()
+            model.measure(sums, self._problem, residual=True)
+        self._record(model)
         self._call_back(len(self.history.loss), "final rows")
-        return short, visit.rows
 
-    def _measure(self, step: Step, rows: Carried | None, inspection: Inspection) -> None:
-        """One more read for a loss so small that the Gram matrices have lost its digits."""
-        sums = self.executor.run(step, rows).sums
-        for column in vars(self.history).values():
-            column.pop()
-        self._record(sums.models[0], step, inspection)
+    def _move_short_exactly(self, model: Model, sums: ModelSums) -> None:
+        assert sums.terms is not None
+        penalty = self.settings.penalties[1]
+        model.short = half_step(self.settings.solver, model.short, sums.terms, penalty)
 
     def _wants_residual(self) -> bool:
         """Whether the loss by Gram matrices would have lost its digits."""
@@ -239,25 +329,29 @@ class _Loop:
             return False
         return self.history.relative_error[-1] ** 2 < RESIDUAL_BELOW[self.executor.slabs.dtype]
 
-    def _record(self, sums: ModelSums, step: Step, inspection: Inspection) -> None:
-        settings, short = self.settings, step.fixed[0]
-        if step.residual and settings.loss.kind is Normal:
-            loss = 0.5 * sums.residual
-        else:
-            assert sums.terms is not None
-            loss = settings.loss.value(sums.terms, short, inspection.squares)
-        self.history.loss.append(loss)
-        self.history.objective.append(loss + sums.penalty + settings.penalties[1].value(short))
-        self.history.relative_error.append(settings.loss.relative(loss, inspection.squares))
+    def _record(self, model: Model) -> None:
+        assert self.inspection is not None
+        self.history.loss.append(model.loss)
+        self.history.objective.append(model.objectives[-1])
+        relative = self.settings.loss.relative(model.loss, self.inspection.squares)
+        self.history.relative_error.append(relative)
+        self.history.models.append(len(self.models))
         self.history.reads.append(self.executor.reads)
         self.history.seconds.append(time.perf_counter() - self.began)
 
-    def _judge(self, number: int, inspection: Inspection) -> Outcome | None:
+    def _judge(self, number: int, best: Model) -> Outcome | None:
+        """Whether the fit is done: by the rule, on the objectives of the first model.
+
+        It is the one with which a fit of one model would go on, so an ensemble reads V as often.
+        """
+        assert self.inspection is not None
         exact = 0.0
         if self.settings.loss.kind is Normal:
-            exact = EXACT_BELOW[self.executor.slabs.dtype] * 0.5 * inspection.squares
+            exact = EXACT_BELOW[self.executor.slabs.dtype] * 0.5 * self.inspection.squares
         asked = self._call_back(number, "pass")
-        ended = self.settings.stop.judge(self.history.objective, exact)
+        ended = self.settings.stop.judge(self.models[0].objectives, exact)
+        if self.settings.stop.judge([best.objectives[-1]], exact):
+            ended = Outcome.EXACT
         return ended or (Outcome.INTERRUPTED if asked else None)
 
     def _call_back(self, number: int, phase: str) -> bool:

@@ -36,9 +36,9 @@ def rows_of(found: Result, executor: Executor, X: Any) -> Any:
         return da.from_array(W, chunks=(X.chunks[0], -1)) if inputs.is_dask(X) else W
     assert found.rows is not None
     if not inputs.is_dask(X):
-        return np.concatenate([rows[0] for rows in executor.fetch(found.rows)])
+        return np.concatenate([rows[found.model] for rows in executor.fetch(found.rows)])
     name = f"nmf-W-{tokenize(found.inspection.checksums, found.short, found.n_iter)}"
-    chunks = executor.dask_chunks(found.rows, 0)
+    chunks = executor.dask_chunks(found.rows, found.model)
     graph = {(name, i, 0): chunk for i, chunk in enumerate(chunks)}
     heights = tuple(np.diff(executor.slabs.edges).tolist())
     k = found.short.shape[1]

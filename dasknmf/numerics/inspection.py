@@ -51,7 +51,7 @@ class Inspection:
     total: float
     squares: float
     maximum: float
-    checksums: tuple[int, ...]
+    checksums: tuple[tuple[int, int], ...]  # (slab, CRC-32), by slab
 
     @staticmethod
     def merge(parts: Sequence[Inspection]) -> Inspection:
@@ -69,7 +69,7 @@ class Inspection:
             total=float(sum(p.total for p in parts)),
             squares=float(sum(p.squares for p in parts)),
             maximum=max(p.maximum for p in parts),
-            checksums=tuple(c for p in parts for c in p.checksums),
+            checksums=tuple(sorted(c for p in parts for c in p.checksums)),
         )
 
     @property
@@ -93,7 +93,8 @@ class Inspection:
 
     def fingerprint(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> str:
         """Digest of shape, dtype and the checksums of the slabs, which depend on the slabs."""
-        text = f"{shape} {dtype.str} {self.rows} {self.checksums}"
+        checks = tuple(check for _, check in self.checksums)
+        text = f"{shape} {dtype.str} {self.rows} {checks}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def raise_if_bad(self, transposed: bool, name: str) -> None:
@@ -140,7 +141,7 @@ def inspect_slab(V: Slab, place: Place) -> Inspection:
         total=float(sums[0]),
         squares=float(sums[1]),
         maximum=float(sums[2]),
-        checksums=(_checksum(V),),
+        checksums=((place.slab, _checksum(V)),),
     )
 
 

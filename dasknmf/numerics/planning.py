@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import itertools
 
-SMALLEST = 4 << 20  # bytes; below, the overhead of a task (0.2 to 2.6 ms) outweighs its work
+SMALLEST = 2 << 20  # bytes; below, the overhead of a task (0.2 to 2.6 ms) outweighs its work
 LARGEST = 128 << 20
 AIM = 64  # slabs a matrix is cut into where the sizes above allow
+FEWEST = 16  # slabs of a small matrix, so that it has waves, too
+SHORTEST = 100  # rows of such a slab
+WAVES = 8  # updates of the short factor a pass, at most
+WAVE_SLABS = 4  # slabs of a wave, at least
 
 
 def slab_bytes(total: int) -> int:
     """Bytes of a slab for a matrix of ``total`` bytes."""
-    return min(max(total // AIM, SMALLEST), LARGEST)
+    return min(max(total // AIM, min(SMALLEST, total // FEWEST)), LARGEST)
 
 
 def even_chunks(rows: int, row_bytes: int) -> tuple[int, ...]:
     """Cut ``rows`` rows of ``row_bytes`` bytes into slabs of (almost) equal height."""
-    height = max(1, slab_bytes(rows * row_bytes) // max(row_bytes, 1))
+    total = rows * row_bytes
+    shortest = SHORTEST if total < AIM * SMALLEST else 1
+    height = max(1, shortest, slab_bytes(total) // max(row_bytes, 1))
     count = -(-rows // height)
     edges = [rows * i // count for i in range(count + 1)]
     return tuple(b - a for a, b in itertools.pairwise(edges))
@@ -35,6 +41,15 @@ def merged_chunks(chunks: tuple[int, ...], row_bytes: int) -> tuple[int, ...]:
         size += chunk * row_bytes
     groups.append(members)
     return tuple(groups)
+
+
+def count_waves(slabs: int) -> int:
+    """How often a pass updates the short factor.
+
+    From the slabs alone: a cluster with more task slots than a wave has slabs leaves some idle, but
+    gets the same bits.
+    """
+    return min(WAVES, max(1, slabs // WAVE_SLABS))
 
 
 def tree_levels(leaves: int, fan_in: int = 8) -> list[list[range]]:

@@ -16,19 +16,24 @@ from scipy.special import ndtri
 from dasknmf.numerics.kernels import Float64
 
 
+def generator(seed: int, purpose: str, model: int, counter: int) -> np.random.Generator:
+    """Give the stream that begins at ``counter``, four words of 64 bits a count."""
+    key = [seed & (2**64 - 1), (zlib.crc32(purpose.encode()) << 32) | model]
+    words = [counter & (2**64 - 1), counter >> 64, 0, 0]
+    return np.random.Generator(
+        np.random.Philox(
+            key=np.array(key, dtype=np.uint64), counter=np.array(words, dtype=np.uint64)
+        )
+    )
+
+
 def uniform_rows(
     seed: int, purpose: str, model: int, start: int, stop: int, columns: int
 ) -> Float64:
     """Uniform numbers in (0, 1) for rows ``start:stop``, shape (stop - start, columns)."""
     words = -(-columns // 4) * 4
-    key = [seed & (2**64 - 1), (zlib.crc32(purpose.encode()) << 32) | model]
-    counter = start * (words // 4)
-    bits = np.random.Philox(
-        key=np.array(key, dtype=np.uint64),
-        counter=np.array([counter & (2**64 - 1), counter >> 64, 0, 0], dtype=np.uint64),
-    )
-    drawn = np.random.Generator(bits).random((stop - start, words))[:, :columns]
-    return drawn + 2.0**-54  # never exactly zero
+    drawn = generator(seed, purpose, model, start * (words // 4)).random((stop - start, words))
+    return drawn[:, :columns] + 2.0**-54  # never exactly zero
 
 
 def normal_rows(

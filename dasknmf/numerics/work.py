@@ -78,6 +78,9 @@ class Step:
 
     fixed
         H of every model, tall: columns of V × k.
+    models
+        Which model of the ensemble each of ``fixed`` is; others have dropped out, and their rows
+        are empty. None: all, in order.
     start
         Where carried rows come from when there are none yet.
     move
@@ -92,6 +95,7 @@ class Step:
     move: bool = True
     inspect: bool = False
     residual: bool = False
+    models: tuple[int, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -110,17 +114,29 @@ class Step:
             ModelSums(t, self.penalty.value(W), self._residual(V, W, Ht))
             for t, W, Ht in zip(terms, new, self.fixed, strict=True)
         )
-        return new, StepSums(inspection, models)
+        return self._among_all(new), StepSums(inspection, models)
+
+    def _numbers(self) -> tuple[int, ...]:
+        return tuple(range(len(self.fixed))) if self.models is None else self.models
+
+    def _among_all(self, rows: Rows) -> Rows:
+        """Rows by number of their model, empty for those that have dropped out."""
+        if self.models is None:
+            return rows
+        placed = [np.empty((0, 0), rows[0].dtype)] * (max(self.models) + 1)
+        for number, block in zip(self.models, rows, strict=True):
+            placed[number] = block
+        return tuple(placed)
 
     def _starting_rows(self, rows: Rows | None, place: Place) -> Rows:
         if rows is not None:
-            return rows
+            return tuple(rows[number] for number in self._numbers())
         height = place.stop - place.start
         if self.start is None:
             return tuple(np.zeros((height, Ht.shape[1]), Ht.dtype) for Ht in self.fixed)
         return tuple(
             self.start(model, place, Ht.shape[1]).astype(Ht.dtype)
-            for model, Ht in enumerate(self.fixed)
+            for model, Ht in zip(self._numbers(), self.fixed, strict=True)
         )
 
     def _move(self, V: Slab, old: Rows) -> Rows:
@@ -194,6 +210,33 @@ class SolveRows:
             rows[live] = new
             live = live[change > self.tol * np.max(new, axis=1)]
         return rows
+
+
+class Taken(NamedTuple):
+    """Rows of V, slab by slab, dense or CSR."""
+
+    blocks: tuple[Slab, ...]
+
+    @staticmethod
+    def merge(parts: Sequence[Taken]) -> Taken:
+        """Put pieces together in the order of the slabs."""
+        return Taken(tuple(block for part in parts for block in part.blocks))
+
+
+@dataclass(frozen=True)
+class TakeRows:
+    """``share`` of the rows of a slab, chosen by a stream of numbers that belongs to the slab."""
+
+    share: float
+    seed: int
+    name: str = "nmf-sample"
+
+    def __call__(self, V: Slab, rows: Rows | None, place: Place) -> tuple[None, Taken]:
+        """Visit one slab."""
+        count = min(V.shape[0], int(np.ceil(self.share * V.shape[0])))
+        stream = random.generator(self.seed, "sample", 0, place.slab << 32)
+        chosen = np.sort(stream.choice(V.shape[0], count, replace=False))
+        return None, Taken((V[chosen],))
 
 
 class RangeSums(NamedTuple):

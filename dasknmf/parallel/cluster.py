@@ -104,12 +104,14 @@ class ClusterExecutor(Executor):
         self._runs: list[str] = []
         self._count = 0
 
-    def _run(self, work: Work, rows: Carried | None, keep: bool, load: bool) -> Visit:
+    def _run(
+        self, work: Work, rows: Carried | None, places: Sequence[Place], keep: bool, load: bool
+    ) -> Visit:
         for attempt in range(RETRIES + 1):
             try:
-                return self._attempt(work, rows, keep, load)
+                return self._attempt(work, rows, places, keep, load)
             except LOST as error:
-                if rows is not None and any(h.status != "finished" for h in rows.handles):
+                if rows is not None and any(h and h.status != "finished" for h in rows.handles):
                     raise RowsLostError(
                         "the workers that carried rows from pass to pass are gone"
                     ) from error
@@ -127,27 +129,28 @@ class ClusterExecutor(Executor):
             "chunks or more memory."
         ) from last
 
-    def _attempt(self, work: Work, rows: Carried | None, keep: bool, load: bool) -> Visit:
+    def _attempt(
+        self, work: Work, rows: Carried | None, places: Sequence[Place], keep: bool, load: bool
+    ) -> Visit:
         self._count += 1
         run = f"{self.token}-{self._count}"
-        places = self.slabs.places
-        sources = self._load() if load else [None] * len(places)
+        sources = [self._load()[p.slab] for p in places] if load else [None] * len(places)
         scattered = self.client.scatter(work, hash=False)
         leaves = self.client.map(
             visit_slab,
             [scattered] * len(places),
             sources,
-            [None] * len(places) if rows is None else list(rows.handles),
-            places,
+            [None] * len(places) if rows is None else [rows.handles[p.slab] for p in places],
+            list(places),
             [run if keep else ""] * len(places),
-            key=[(f"{work.name}-{run}", i) for i in range(len(places))],
+            key=[(f"{work.name}-{run}", p.slab) for p in places],
             pure=False,
         )
         root = self._merge(leaves, run)
         piece = root.result()
         kept = None
         if keep:
-            kept = self._adopt(piece.keys)
+            kept = self._with_old(rows, places, self._adopt(piece.keys))
             self._runs.append(run)
         self._forget(keep=2)
         return Visit(piece.sums, kept)
@@ -162,12 +165,12 @@ class ClusterExecutor(Executor):
             )
         return leaves[0]
 
-    def _adopt(self, keys: tuple[str, ...]) -> Carried:
+    def _adopt(self, keys: tuple[str, ...]) -> tuple[Future, ...]:
         """Refer to rows that the workers put into their memory under ``keys``."""
-        futures: tuple[Any, ...] = tuple(Future(key, client=self.client) for key in keys)
+        futures = tuple(Future(key, client=self.client) for key in keys)
         # Future() alone does not tell the scheduler that this client wants the key, too.
         self.client._send_to_scheduler({"op": "client-desires-keys", "keys": list(keys)})
-        return Carried(futures)
+        return futures
 
     def _forget(self, keep: int) -> None:
         """Let workers drop their own references to rows that this client now holds or dropped."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from functools import partial
 from threading import Lock
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from dask.system import CPU_COUNT
 from dask.threaded import get as threaded_get
 
 from dasknmf.numerics import planning
+from dasknmf.numerics.inspection import Place
 from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.terms import add
 from dasknmf.numerics.work import Rows, Work
@@ -27,7 +29,7 @@ from dasknmf.parallel.slabs import Slabs
 
 
 class Carried(NamedTuple):
-    """Rows that stay where they were made: one handle a slab."""
+    """Rows that stay where they were made: one handle a slab, None where there are none yet."""
 
     handles: tuple[Any, ...]
 
@@ -40,22 +42,51 @@ class Visit(NamedTuple):
 
 
 class Executor(ABC):
-    """Visits every slab of one matrix. ``reads`` counts the passes over V so far."""
+    """Visits the slabs of one matrix. ``reads`` counts the reads of V so far, in slabs of it."""
 
     def __init__(self, slabs: Slabs) -> None:
         self.slabs = slabs
-        self.reads = 0
+        self._reads = Fraction(0)
+
+    @property
+    def reads(self) -> float:
+        """Reads of V; a visit to some of the slabs is that part of a read."""
+        return float(self._reads)
 
     def run(
-        self, work: Work, rows: Carried | None = None, *, keep: bool = False, load: bool = True
+        self,
+        work: Work,
+        rows: Carried | None = None,
+        *,
+        only: Sequence[int] | None = None,
+        keep: bool = False,
+        load: bool = True,
+        share: Fraction | None = None,
     ) -> Visit:
-        """Run ``work`` on every slab (with ``load=False`` on its carried rows alone)."""
-        visit = self._run(work, rows, keep, load)
-        self.reads += load
+        """Run ``work`` on every slab (with ``load=False`` on its carried rows alone).
+
+        ``only`` names the slabs to visit: sums are then theirs, and other slabs keep the rows they
+        have. ``share`` is the part of V that is read, where that is less than the slabs visited.
+        """
+        places = self.slabs.places if only is None else [self.slabs.places[i] for i in only]
+        visit = self._run(work, rows, places, keep, load)
+        if load:
+            self._reads += Fraction(len(places), len(self.slabs)) if share is None else share
         return visit
 
+    def _with_old(
+        self, rows: Carried | None, places: Sequence[Place], new: Sequence[Any]
+    ) -> Carried:
+        """Put new rows in the place of old ones."""
+        handles = [None] * len(self.slabs) if rows is None else list(rows.handles)
+        for place, handle in zip(places, new, strict=True):
+            handles[place.slab] = handle
+        return Carried(tuple(handles))
+
     @abstractmethod
-    def _run(self, work: Work, rows: Carried | None, keep: bool, load: bool) -> Visit: ...
+    def _run(
+        self, work: Work, rows: Carried | None, places: Sequence[Place], keep: bool, load: bool
+    ) -> Visit: ...
 
     @abstractmethod
     def carry(self, blocks: Sequence[Rows]) -> Carried:
@@ -113,11 +144,13 @@ class ThreadsExecutor(Executor):
         """Tasks that run at a time."""
         return int(dask.config.get("num_workers", None) or CPU_COUNT)
 
-    def _run(self, work: Work, rows: Carried | None, keep: bool, load: bool) -> Visit:
+    def _run(
+        self, work: Work, rows: Carried | None, places: Sequence[Place], keep: bool, load: bool
+    ) -> Visit:
         kept: list[Any] = [None] * len(self.slabs)
         graph: dict[Any, Any] = {}
         leaves: list[Any] = []
-        for place in self.slabs.places:
+        for place in places:
             i = place.slab
             old = None if rows is None else rows.handles[i]
             visit = partial(self._visit, work, old, place, kept if keep else None)
@@ -128,11 +161,14 @@ class ThreadsExecutor(Executor):
             else:
                 graph[key] = (visit, self.slabs.blocks[i])
             leaves.append(key)
-        if load and self.slabs.graph is not None and any(b is None for b in self._blocks):
+        if load and any(self._blocks[place.slab] is None for place in places):
+            assert self.slabs.graph is not None
             graph = {**self.slabs.graph, **graph}
         root = self._merge(graph, leaves)
         sums = local_scheduler()(graph, root)
-        return Visit(sums, Carried(tuple(kept)) if keep else None)
+        if not keep:
+            return Visit(sums, None)
+        return Visit(sums, self._with_old(rows, places, [kept[place.slab] for place in places]))
 
     def _visit(
         self, work: Work, rows: Rows | None, place: Any, kept: list[Any] | None, block: Any

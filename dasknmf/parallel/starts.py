@@ -5,16 +5,19 @@ Every start ends in a :class:`Start`; what it read of V it also inspected.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 
 from dasknmf.numerics import nndsvd, random
 from dasknmf.numerics.errors import DataError, ParameterError
-from dasknmf.numerics.inspection import Inspection
-from dasknmf.numerics.kernels import Array, gram
+from dasknmf.numerics.inspection import Inspection, Place, inspect_slab
+from dasknmf.numerics.kernels import Array, Slab, gram
 from dasknmf.numerics.losses import Loss
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
@@ -26,10 +29,14 @@ from dasknmf.numerics.work import (
     RandomRows,
     RangeFinder,
     Step,
+    TakeRows,
 )
 from dasknmf.parallel.executors import Carried, Executor
+from dasknmf.parallel.race import count_candidates, run_race
 
-NAMES = ("random", "nndsvd", "nndsvda", "nndsvdar", "custom")
+NAMES = ("auto", "sample", "random", "nndsvd", "nndsvda", "nndsvdar", "custom")
+MODELS = 4  # that go on from a sample to the whole of V, at most
+LARGEST_SAMPLE = 64 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Request:
     loss: Loss
     solver: Solver
     penalties: tuple[Penalty, Penalty]
+    n_init: int = 1
     long: Any = None
     short: Array | None = None
 
@@ -58,6 +66,8 @@ class Start:
         What the start saw of V; None when it read nothing, and the first pass has to look.
     smallest
         Scale of the smallest positive entries of the rows and of the short factor.
+    relative
+        A guess of the squared relative error that the fit begins with.
     """
 
     short: tuple[Array, ...]
@@ -65,12 +75,15 @@ class Start:
     random_rows: RandomRows | None = None
     inspection: Inspection | None = None
     smallest: tuple[float, float] = (0.0, 0.0)
+    relative: float = 1e-2
 
 
 def make_start(request: Request, executor: Executor, name: str) -> Start:
     """Give the start that ``request.init`` names. ``name`` is the estimator's, for messages."""
     if request.init == "custom":
         return _custom(request, executor, name)
+    if request.init == "sample":
+        return _sample(request, executor) or _random(request, executor, name)
     if request.init == "random":
         return _random(request, executor, name)
     return _nndsvd(request, executor, name)
@@ -98,9 +111,57 @@ def _random(request: Request, executor: Executor, name: str) -> Start:
         visit = executor.run(Inspect())
         inspection = _checked(visit.sums, executor, name)
         scale = float(np.sqrt(_mean(inspection, executor) / k))
-    drawn = random.normal_rows(request.seed, "columns", 0, 0, columns, k)
-    short = (np.abs(drawn) * scale).astype(executor.slabs.dtype)
-    return Start((short,), None, RandomRows(request.seed, scale), inspection, (scale, scale))
+    shorts = []
+    for model in range(request.n_init):
+        drawn = random.normal_rows(request.seed, "columns", model, 0, columns, k)
+        shorts.append((np.abs(drawn) * scale).astype(executor.slabs.dtype))
+    rows = RandomRows(request.seed, scale)
+    return Start(tuple(shorts), None, rows, inspection, (scale, scale))
+
+
+def sample_rows(rows: int, columns: int, k: int, itemsize: int) -> int:
+    """How many rows a start from a sample takes: at most a quarter of them, 0 where too few."""
+    wanted = min(max(100 * k, 1000), 5000, rows // 4, LARGEST_SAMPLE // (columns * itemsize))
+    return wanted if wanted >= 4 * k else 0
+
+
+def _sample(request: Request, executor: Executor) -> Start | None:
+    """The best of many restarts on some rows; None where there are too few, or they are bad.
+
+    Rows come from all slabs where those are in memory, else from a tenth of the slabs, spread
+    evenly. Whoever is best among the first candidates is model 0, however many models there are.
+    """
+    slabs, k = executor.slabs, request.n_components
+    rows, columns = slabs.shape
+    wanted = sample_rows(rows, columns if not slabs.sparse else 1, k, slabs.dtype.itemsize)
+    if not wanted:
+        return None
+    only = range(len(slabs)) if slabs.graph is None else _some_slabs(len(slabs), request.seed)
+    reached = sum(slabs.edges[i + 1] - slabs.edges[i] for i in only)
+    share = Fraction(wanted, rows) if slabs.graph is None else None
+    work = TakeRows(wanted / reached, request.seed)
+    sample = _stacked(executor.run(work, only=only, share=share).sums.blocks)
+    if inspect_slab(sample, Place(0, 0, sample.shape[0])).unfit(slabs.dtype):
+        return None  # the first pass will say how many bad values there are, and where
+    count = count_candidates(sample, rows, k)
+    found = run_race(sample, k, request.seed, range(count), 1)
+    if request.n_init > 1:
+        others = range(count, count + max(count, request.n_init))
+        found += run_race(sample, k, request.seed, others, min(request.n_init, MODELS) - 1)
+    shorts = tuple(candidate.balanced(rows / sample.shape[0]) for candidate in found)
+    return Start(shorts, relative=found[0].relative)
+
+
+def _some_slabs(count: int, seed: int) -> list[int]:
+    """A tenth of the slabs, or four of fewer than forty, one from each stretch of them."""
+    some = max(-(-count // 10), min(4, -(-count // 3)))
+    edges = np.linspace(0, count, some + 1).astype(int)
+    stream = random.generator(seed, "sample-slabs", 0, 0)
+    return [int(stream.integers(a, b)) for a, b in pairwise(edges)]
+
+
+def _stacked(blocks: Sequence[Slab]) -> Slab:
+    return sp.vstack(blocks, format="csr") if sp.issparse(blocks[0]) else np.concatenate(blocks)
 
 
 def _nndsvd(request: Request, executor: Executor, name: str) -> Start:

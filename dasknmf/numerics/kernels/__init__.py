@@ -93,14 +93,21 @@ def gram(factor: Array) -> Float64:
 
 
 def descend_rows(
-    cross: Float64, gram_matrix: Float64, start: Array, sweeps: int, tol: float, *, finish: bool
+    cross: Float64,
+    gram_matrix: Float64,
+    start: Array,
+    sweeps: int,
+    tol: float,
+    gain: float = 0.0,
+    *,
+    finish: bool,
 ) -> Float64:
     """Coordinate descent on every row of min 1/2 w G wᵀ - c wᵀ, w >= 0, from ``start``.
 
     See :mod:`dasknmf.numerics.kernels.nnls`.
     """
     out = np.array(start, dtype=np.float64, order="C")
-    loops("nnls").descend_rows(own(cross), own(gram_matrix), out, sweeps, tol, finish)
+    loops("nnls").descend_rows(own(cross), own(gram_matrix), out, sweeps, tol, gain, finish)
     return out
 
 

@@ -12,7 +12,7 @@ non-negativity-constrained least squares algorithm, J. Chemometrics 11, 1997 (th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 import numpy as np
@@ -26,21 +26,38 @@ from dasknmf.numerics.terms import Normal, Terms
 @final
 @dataclass(frozen=True)
 class ALS(Solver):
-    """Exact rows. A few sweeps find most of the zeros; the active set finishes what still moves."""
+    """Exact rows. A few sweeps find most of the zeros; the active set finishes what still moves.
+
+    tol
+        Steps smaller than this part of the largest one are none: rounding.
+    gain
+        A row is left where less than this part of cᵀw is still to be gained.
+    warm
+        Start from the old rows. The solution is the same to ``gain``, and found sooner when the
+        rows were close; without it, a row depends on V and the fixed factor alone.
+    """
 
     name: ClassVar[str] = "als"
     needs: ClassVar[tuple[type, ...]] = (Normal,)
     carries_rows: ClassVar[bool] = False
 
-    sweeps: int = 3
+    sweeps: int = 8
     tol: float = 1e-10
+    gain: float = 0.0
+    warm: bool = False
+
+    def loosened(self, gain: float, *, warm: bool = False) -> ALS:
+        """Stop where less than ``gain`` is left."""
+        return replace(self, gain=gain, warm=warm)
 
     def update(self, F: Array, terms: Terms) -> Array:
-        """Solve every row; the old ``F`` gives only shape and dtype."""
+        """Solve every row; the old ``F`` gives only shape and dtype unless ``warm``."""
         assert isinstance(terms, Normal)
-        inverse = np.linalg.pinv(terms.gram, rcond=1e-12, hermitian=True)
-        start = terms.cross @ inverse
+        start = F
+        if not (self.warm and F.any()):
+            inverse = np.linalg.pinv(terms.gram, rcond=1e-12, hermitian=True)
+            start = terms.cross @ inverse
         rows = kernels.descend_rows(
-            terms.cross, terms.gram, start, self.sweeps, self.tol, finish=True
+            terms.cross, terms.gram, start, self.sweeps, self.tol, self.gain, finish=True
         )
         return rows.astype(F.dtype, copy=False)

@@ -43,6 +43,14 @@ class Solver(ABC):
         """A solver that also lifts vanishing entries, ``smallest`` being the start's smallest."""
         return self
 
+    def loosened(self, gain: float, *, warm: bool = False) -> Solver:
+        """A solver that leaves rows where less than ``gain`` of c wᵀ is still to be gained.
+
+        ``warm`` lets a solver that carries no rows start from the old factor: for the short one,
+        which is at hand.
+        """
+        return self
+
     def check(self, loss: Loss) -> None:
         """Raise :class:`ParameterError` unless the solver can serve ``loss``."""
         if loss.kind not in self.needs:

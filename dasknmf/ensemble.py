@@ -1,0 +1,111 @@
+"""The models of one fit: each with its short factor, the sums of its waves and its objective.
+
+A wave is a group of slabs. A model keeps every wave's sums; a visit replaces those of its wave, and
+the short factor is solved anew from all of them. The rows behind the sums of the other waves are
+those of their last visit, so each step is exact block coordinate descent: (rows, short) is a real
+pair at any time, and ``objective`` is its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dasknmf.numerics.kernels import Array
+from dasknmf.numerics.losses import Loss
+from dasknmf.numerics.penalties import Penalty
+from dasknmf.numerics.solvers import Solver
+from dasknmf.numerics.terms import add
+from dasknmf.numerics.work import ModelSums
+from dasknmf.parallel.driver import half_step
+
+ACCURACY = 1e-4  # of the rows in the first pass: what they may leave to gain, in parts of the loss
+ROUNDING = 64.0  # units in the last place of ||V||² that a loss by Gram matrices may be off
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What does not change: objective, penalty of the short factor, ||V||² once it is known."""
+
+    loss: Loss
+    penalty: Penalty
+    squares: float | None = None
+
+
+@dataclass
+class Model:
+    """One factorisation. ``accuracy``: what its rows may leave to gain, in parts of the loss."""
+
+    number: int
+    short: Array
+    waves: list[ModelSums | None]
+    accuracy: float
+    relative: float  # squared relative error, or a guess of it
+    loss: float = float("nan")
+    objectives: list[float] = field(default_factory=list)
+    current: float | None = None
+
+    @property
+    def gain(self) -> float:
+        """What the rows may leave to gain, in parts of ||V||²."""
+        return self.accuracy * self.relative
+
+    def visit(self, wave: int, sums: ModelSums, problem: Problem, solver: Solver) -> None:
+        """Take in what a wave brought, and solve the short factor from the sums of all waves.
+
+        Where rows solved to ``accuracy`` would raise the objective, the wave keeps its old rows,
+        and the accuracy rises.
+        """
+        waves = [*self.waves[:wave], sums, *self.waves[wave + 1 :]]
+        total = add([found for found in waves if found is not None])
+        assert total.terms is not None
+        short = half_step(solver, self.short, total.terms, problem.penalty)
+        if problem.squares is None or any(found is None for found in waves):
+            self.waves, self.short = waves, short
+            return
+        loss = problem.loss.value(total.terms, short, problem.squares)
+        objective = loss + total.penalty + problem.penalty.value(short)
+        slack = ROUNDING * np.finfo(np.float64).eps * problem.squares
+        if self.current is not None and objective > self.current + slack:
+            self.accuracy *= 0.1
+            return
+        self.waves, self.short = waves, short
+        self.loss, self.current = loss, objective
+
+    def close_pass(self, problem: Problem) -> None:
+        """Note the objective of a pass, and how exact the rows of the next one have to be."""
+        assert self.current is not None
+        if self.objectives:
+            fell = (self.objectives[-1] - self.current) / (abs(self.current) or 1.0)
+            self.accuracy = min(self.accuracy, max(0.01 * fell, 0.0))
+        self.objectives.append(self.current)
+        if problem.squares:
+            self.relative = 2.0 * self.loss / problem.squares
+
+    def measure(self, sums: ModelSums, problem: Problem, *, residual: bool) -> None:
+        """Note the objective of the factors from which ``sums`` were formed."""
+        if residual:
+            self.loss = 0.5 * sums.residual
+        else:
+            assert sums.terms is not None
+            assert problem.squares is not None
+            self.loss = problem.loss.value(sums.terms, self.short, problem.squares)
+        self.objectives.append(self.loss + sums.penalty + problem.penalty.value(self.short))
+
+
+def survivors(models: list[Model]) -> list[Model]:
+    """Who goes on after a pass: the better half, and always the first.
+
+    A fit of one model would have gone on with the first, so no ensemble ends above that.
+    """
+    if len(models) == 1:
+        return models
+    ranked = sorted(models, key=lambda model: (model.objectives[-1], model.number))
+    keep = {model.number for model in ranked[: -(-len(models) // 2)]} | {models[0].number}
+    return [model for model in models if model.number in keep]
+
+
+def best_of(models: list[Model]) -> Model:
+    """The model with the lowest objective; of equals, the first."""
+    return min(models, key=lambda model: (model.objectives[-1], model.number))

@@ -1,0 +1,114 @@
+"""Restarts on a sample of V, in memory: which of many random starts to go on with.
+
+Every candidate alternates exact rows and columns on the sample; after each round the better ones
+go on, on more rows. A candidate's numbers belong to its number, so the result does not depend on
+how many threads take part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from dask.system import CPU_COUNT
+
+from dasknmf.numerics import kernels, random
+from dasknmf.numerics.kernels import Array, Slab
+from dasknmf.numerics.losses import Frobenius
+from dasknmf.numerics.penalties import Penalty
+from dasknmf.numerics.solvers.als import ALS
+from dasknmf.parallel.blas import ensure_one_thread
+
+CANDIDATES = 16  # random starts where they are cheap against a pass
+FEWEST = 3
+FIRST_ROWS = 500  # of the sample, on which all of them run
+SECOND = 4  # candidates that see the whole sample
+ROUND = 20  # iterations of a round
+LAST = 40
+EARLY, LATE = 1e-3, 1e-4  # relative change that ends a round, and the last one
+ACCURACY = 1e-5  # of the rows: what may be left to gain, in parts of the squared residual
+BUDGET = 8.0  # passes over V whose arithmetic the first round may cost
+SOLVE = 80.0  # operations of a row solve, in units of k²: half a microsecond at k = 16
+
+
+class Candidate:
+    """One start and where it has got to: columns of V × k, and rows of the sample × k."""
+
+    def __init__(self, number: int, short: Array) -> None:
+        self.number = number
+        self.short = short
+        self.rows: Array | None = None
+        self.relative = 0.01  # squared relative error
+
+    def run(self, V: Slab, iterations: int, tol: float) -> None:
+        """Alternate rows and columns on ``V``."""
+        ensure_one_thread()
+        loss, none = Frobenius(), Penalty()
+        squares = float(np.sum(np.square(_values(V), dtype=np.float64)))
+        k = self.short.shape[1]
+        rows = np.zeros((V.shape[0], k), self.short.dtype)
+        for _ in range(iterations):
+            solver = ALS(tol=1e-8, gain=ACCURACY * self.relative, warm=True)
+            rows = solver.half_step(rows, loss.terms(V, [rows], [self.short])[0], none)
+            terms = loss.terms(V.T, [self.short], [rows])[0]
+            self.short = solver.half_step(self.short, terms, none)
+            before = self.relative
+            self.relative = 2.0 * loss.value(terms, self.short, squares) / squares
+            if 0.0 <= before - self.relative < tol * self.relative:
+                break
+        self.rows = rows
+
+    def balanced(self, growth: float) -> Array:
+        """The short factor, scaled as evenly as the rows of a matrix ``growth`` times as long."""
+        assert self.rows is not None
+        long = np.sqrt(np.diag(kernels.gram(self.rows)) * growth)
+        short = np.sqrt(np.diag(kernels.gram(self.short)))
+        used = (long > 0) & (short > 0)
+        ratio = np.divide(long, short, out=np.ones_like(long), where=used)
+        return (self.short * np.sqrt(ratio)).astype(self.short.dtype)
+
+
+def _values(V: Slab) -> Array:
+    return V.data if kernels.is_sparse(V) else V
+
+
+def count_candidates(sample: Slab, rows_of_all: int, k: int) -> int:
+    """How many starts the first round may have, from what an iteration and a pass cost."""
+    rows, columns = sample.shape
+    first = min(rows, FIRST_ROWS)
+    density = _values(sample).size / rows  # stored values a row
+
+    def cost(height: int, solved: int) -> float:
+        return 4.0 * density * height * k + SOLVE * solved * k * k
+
+    iterations = ROUND * cost(first, first + columns)
+    return int(np.clip(BUDGET * cost(rows_of_all, rows_of_all) / iterations, FEWEST, CANDIDATES))
+
+
+def run_race(
+    sample: Slab, k: int, seed: int, numbers: Sequence[int], survivors: int
+) -> list[Candidate]:
+    """Let the starts called ``numbers`` race; give the best ``survivors``, best first."""
+    rows, columns = sample.shape
+    dtype = _values(sample).dtype
+    racing = [
+        Candidate(n, np.abs(random.normal_rows(seed, "columns", n, 0, columns, k)).astype(dtype))
+        for n in numbers
+    ]
+    few = sample
+    if rows > 2 * FIRST_ROWS:
+        stream = random.generator(seed, "race", 0, 0)
+        few = sample[np.sort(stream.choice(rows, FIRST_ROWS, replace=False))]
+    with ThreadPoolExecutor(CPU_COUNT) as pool:
+        racing = _round(pool, racing, few, ROUND, EARLY)
+        racing = _round(pool, racing[: max(SECOND, survivors)], sample, ROUND, EARLY)
+        return _round(pool, racing[:survivors], sample, LAST, LATE)
+
+
+def _round(
+    pool: ThreadPoolExecutor, racing: list[Candidate], V: Any, iterations: int, tol: float
+) -> list[Candidate]:
+    list(pool.map(lambda candidate: candidate.run(V, iterations, tol), racing))
+    return sorted(racing, key=lambda candidate: (candidate.relative, candidate.number))
