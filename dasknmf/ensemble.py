@@ -21,6 +21,7 @@ from dasknmf.numerics.work import ModelSums
 from dasknmf.parallel.driver import half_step
 
 ACCURACY = 1e-4  # of the rows in the first pass: what they may leave to gain, in parts of the loss
+GROW, SHRINK, MOST = 1.2, 0.7, 2.5
 ROUNDING = 64.0  # units in the last place of ||V||² that a loss by Gram matrices may be off
 
 
@@ -45,6 +46,13 @@ class Model:
     loss: float = float("nan")
     objectives: list[float] = field(default_factory=list)
     current: float | None = None
+    momentum: float = 0.5
+    ahead: Array | None = None
+
+    @property
+    def target(self) -> Array:
+        """The short factor for which rows are solved: ahead of the present one, where that pays."""
+        return self.short if self.ahead is None else self.ahead
 
     @property
     def gain(self) -> float:
@@ -68,8 +76,13 @@ class Model:
         objective = loss + total.penalty + problem.penalty.value(short)
         slack = ROUNDING * np.finfo(np.float64).eps * problem.squares
         if self.current is not None and objective > self.current + slack:
-            self.accuracy *= 0.1
+            if self.ahead is None:
+                self.accuracy *= 0.1
+            self.ahead = None
+            self.momentum *= SHRINK
             return
+        self.ahead = np.maximum(short + self.momentum * (short - self.short), 0)
+        self.momentum = min(self.momentum * GROW, MOST)
         self.waves, self.short = waves, short
         self.loss, self.current = loss, objective
 

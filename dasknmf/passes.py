@@ -238,7 +238,7 @@ class _Loop:
         for number, slabs in enumerate(self.waves):
             step = replace(
                 self.step,
-                fixed=tuple(model.short for model in self.models),
+                fixed=tuple(model.target for model in self.models),
                 solver=solver.loosened(min(model.gain for model in self.models)),
                 inspect=self.inspection is None,
             )

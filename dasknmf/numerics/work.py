@@ -239,6 +239,60 @@ class TakeRows:
         return None, Taken((V[chosen],))
 
 
+class Drawn(NamedTuple):
+    """Rows of V with the keys by which they were drawn: the ``wanted`` largest keys stay."""
+
+    inspection: Inspection
+    wanted: int
+    keys: Float64
+    blocks: tuple[Slab, ...]
+
+    @staticmethod
+    def merge(parts: Sequence[Drawn]) -> Drawn:
+        """Keep the rows with the largest keys, in the order of the slabs."""
+        keys = np.concatenate([part.keys for part in parts])
+        wanted = parts[0].wanted
+        least = np.partition(keys, -wanted)[-wanted] if keys.size > wanted else -np.inf
+        blocks = []
+        for part in parts:
+            edges = np.cumsum([0, *(block.shape[0] for block in part.blocks)])
+            for start, block in zip(edges, part.blocks, strict=False):
+                kept = part.keys[start : start + block.shape[0]] >= least
+                blocks.append(block if kept.all() else block[np.flatnonzero(kept)])
+        inspection = add([part.inspection for part in parts])
+        return Drawn(inspection, wanted, keys[keys >= least], tuple(blocks))
+
+
+@dataclass(frozen=True)
+class DrawByNorm:
+    """``wanted`` rows of V, drawn without replacement with weights ||v||², while V is validated.
+
+    Row i gets the key log(u_i) / ||v_i||², u_i uniform by global row; the largest keys win. A slab
+    offers at most ``limit`` of its rows.
+
+    P. S. Efraimidis, P. G. Spirakis: Weighted random sampling with a reservoir, Information
+    Processing Letters 97(5), 2006. The weights: A. Frieze, R. Kannan, S. Vempala: Fast Monte-Carlo
+    algorithms for finding low-rank approximations, J. ACM 51(6), 2004.
+    """
+
+    wanted: int
+    limit: int
+    seed: int
+    name: str = "nmf-sample"
+
+    def __call__(self, V: Slab, rows: Rows | None, place: Place) -> tuple[None, Drawn]:
+        """Visit one slab."""
+        inspection = inspect_slab(V, place)
+        if inspection.unfit(V.dtype):
+            return None, Drawn(inspection, self.wanted, np.zeros(0), (V[:0],))
+        weights = kernels.squared_norms(V)
+        uniform = random.uniform_rows(self.seed, "draw", 0, place.start, place.stop, 1)[:, 0]
+        used = np.flatnonzero(weights > 0.0)
+        keys = np.log(uniform[used]) / weights[used]
+        best = np.sort(np.argsort(-keys, kind="stable")[: self.limit])
+        return None, Drawn(inspection, self.wanted, keys[best], (V[used[best]],))
+
+
 class RangeSums(NamedTuple):
     """First read of the range finder."""
 

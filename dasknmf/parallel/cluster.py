@@ -167,7 +167,7 @@ class ClusterExecutor(Executor):
 
     def _adopt(self, keys: tuple[str, ...]) -> tuple[Future, ...]:
         """Refer to rows that the workers put into their memory under ``keys``."""
-        futures = tuple(Future(key, client=self.client) for key in keys)
+        futures: tuple[Future, ...] = tuple(Future(key, client=self.client) for key in keys)
         # Future() alone does not tell the scheduler that this client wants the key, too.
         self.client._send_to_scheduler({"op": "client-desires-keys", "keys": list(keys)})
         return futures

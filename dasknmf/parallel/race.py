@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from dask.system import CPU_COUNT
+from sklearn.utils.extmath import randomized_svd
 
 from dasknmf.numerics import kernels, random
 from dasknmf.numerics.kernels import Array, Slab
@@ -90,13 +91,17 @@ def count_candidates(sample: Slab, rows_of_all: int, k: int) -> int:
 def run_race(
     sample: Slab, k: int, seed: int, numbers: Sequence[int], survivors: int
 ) -> list[Candidate]:
-    """Let the starts called ``numbers`` race; give the best ``survivors``, best first."""
+    """Let the starts called ``numbers`` race; give the best ``survivors``, best first.
+
+    Number 0 is no random start: it comes from the singular vectors of the sample, and joins the
+    others in the last round.
+    """
     rows, columns = sample.shape
     dtype = _values(sample).dtype
-    racing = [
-        Candidate(n, np.abs(random.normal_rows(seed, "columns", n, 0, columns, k)).astype(dtype))
-        for n in numbers
-    ]
+    racing = [Candidate(n, _random_start(n, seed, columns, k).astype(dtype)) for n in numbers if n]
+    seeded = []
+    if 0 in numbers and k <= min(rows, columns):
+        seeded = [Candidate(0, _svd_start(sample, k, seed).astype(dtype))]
     few = sample
     if rows > 2 * FIRST_ROWS:
         stream = random.generator(seed, "race", 0, 0)
@@ -104,7 +109,29 @@ def run_race(
     with ThreadPoolExecutor(CPU_COUNT) as pool:
         racing = _round(pool, racing, few, ROUND, EARLY)
         racing = _round(pool, racing[: max(SECOND, survivors)], sample, ROUND, EARLY)
-        return _round(pool, racing[:survivors], sample, LAST, LATE)
+        return _round(pool, seeded + racing[:survivors], sample, LAST, LATE)[:survivors]
+
+
+def _random_start(number: int, seed: int, columns: int, k: int) -> Array:
+    return np.abs(random.normal_rows(seed, "columns", number, 0, columns, k))
+
+
+def _svd_start(sample: Slab, k: int, seed: int) -> Array:
+    """NNDSVD: the heavier half of each pair of singular vectors, zeros filled with a little.
+
+    C. Boutsidis, E. Gallopoulos: SVD based initialization, Pattern Recognition 41(4), 2008.
+    """
+    left, values, right = randomized_svd(sample, k, random_state=seed & 0xFFFFFFFF)
+    short = np.empty((sample.shape[1], k))
+    for a in range(k):
+        halves = []
+        for sign in (1.0, -1.0):
+            u, v = np.maximum(sign * left[:, a], 0), np.maximum(sign * right[a], 0)
+            halves.append((np.linalg.norm(u) * np.linalg.norm(v), v))
+        weight, v = max(halves, key=lambda half: float(half[0]))
+        short[:, a] = np.sqrt(values[a] * weight) * v / (np.linalg.norm(v) or 1.0)
+    short[short == 0.0] = 0.01 * short.mean()
+    return short
 
 
 def _round(

@@ -17,11 +17,13 @@ import scipy.sparse as sp
 from dasknmf.numerics import nndsvd, random
 from dasknmf.numerics.errors import DataError, ParameterError
 from dasknmf.numerics.inspection import Inspection, Place, inspect_slab
-from dasknmf.numerics.kernels import Array, Slab, gram
+from dasknmf.numerics.kernels import Array, Slab, gram, squared_norms
 from dasknmf.numerics.losses import Loss
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
+from dasknmf.numerics.terms import add
 from dasknmf.numerics.work import (
+    DrawByNorm,
     Inspect,
     KeepHalves,
     MeasureHalves,
@@ -83,7 +85,7 @@ def make_start(request: Request, executor: Executor, name: str) -> Start:
     if request.init == "custom":
         return _custom(request, executor, name)
     if request.init == "sample":
-        return _sample(request, executor) or _random(request, executor, name)
+        return _sample(request, executor, name) or _random(request, executor, name)
     if request.init == "random":
         return _random(request, executor, name)
     return _nndsvd(request, executor, name)
@@ -119,37 +121,61 @@ def _random(request: Request, executor: Executor, name: str) -> Start:
     return Start(tuple(shorts), None, rows, inspection, (scale, scale))
 
 
-def sample_rows(rows: int, columns: int, k: int, itemsize: int) -> int:
-    """How many rows a start from a sample takes: at most a quarter of them, 0 where too few."""
-    wanted = min(max(100 * k, 1000), 5000, rows // 4, LARGEST_SAMPLE // (columns * itemsize))
-    return wanted if wanted >= 4 * k else 0
-
-
-def _sample(request: Request, executor: Executor) -> Start | None:
+def _sample(request: Request, executor: Executor, name: str) -> Start | None:
     """The best of many restarts on some rows; None where there are too few, or they are bad.
 
-    Rows come from all slabs where those are in memory, else from a tenth of the slabs, spread
-    evenly. Whoever is best among the first candidates is model 0, however many models there are.
+    Rows of a sparse or an uneven matrix (where few rows carry most of it) are drawn by their norms,
+    in one read that validates V, too. Otherwise they come from all slabs where those are in
+    memory, else from a tenth of the slabs, spread evenly. Whoever is best among the first
+    candidates is model 0, however many models there are.
     """
     slabs, k = executor.slabs, request.n_components
     rows, columns = slabs.shape
-    wanted = sample_rows(rows, columns if not slabs.sparse else 1, k, slabs.dtype.itemsize)
-    if not wanted:
+    inspection = None
+    if slabs.sparse:
+        wanted = min(max(100 * k, columns, 1000), 10_000, rows // 2)
+    else:
+        most = LARGEST_SAMPLE // (columns * slabs.dtype.itemsize)
+        wanted = min(max(100 * k, 1000), 5000, rows // 4, most)
+    if wanted < 4 * k:
         return None
-    only = range(len(slabs)) if slabs.graph is None else _some_slabs(len(slabs), request.seed)
-    reached = sum(slabs.edges[i + 1] - slabs.edges[i] for i in only)
-    share = Fraction(wanted, rows) if slabs.graph is None else None
-    work = TakeRows(wanted / reached, request.seed)
-    sample = _stacked(executor.run(work, only=only, share=share).sums.blocks)
-    if inspect_slab(sample, Place(0, 0, sample.shape[0])).unfit(slabs.dtype):
+    sample = None if slabs.sparse else _some_rows(wanted, request.seed, executor)
+    if sample is None or _uneven(sample):
+        work = DrawByNorm(wanted, max(50, 4 * wanted // len(slabs)), request.seed)
+        drawn = add([executor.run(work).sums])
+        inspection = _checked(drawn.inspection, executor, name)
+        sample = _stacked(drawn.blocks)
+    if sample.shape[0] < 4 * k or inspect_slab(sample, Place(0, 0, 1)).unfit(slabs.dtype):
         return None  # the first pass will say how many bad values there are, and where
     count = count_candidates(sample, rows, k)
-    found = run_race(sample, k, request.seed, range(count), 1)
+    found = run_race(sample, k, request.seed, range(count + 1), 1)
     if request.n_init > 1:
-        others = range(count, count + max(count, request.n_init))
+        others = range(count + 1, 2 * count + request.n_init)
         found += run_race(sample, k, request.seed, others, min(request.n_init, MODELS) - 1)
     shorts = tuple(candidate.balanced(rows / sample.shape[0]) for candidate in found)
-    return Start(shorts, relative=found[0].relative)
+    return Start(shorts, inspection=inspection, relative=found[0].relative)
+
+
+def _some_rows(wanted: int, seed: int, executor: Executor) -> Slab:
+    """Rows with equal chances, from as little of V as can be read for them."""
+    slabs = executor.slabs
+    only = range(len(slabs)) if slabs.graph is None else _some_slabs(len(slabs), seed)
+    reached = sum(slabs.edges[i + 1] - slabs.edges[i] for i in only)
+    share = Fraction(wanted, slabs.shape[0]) if slabs.graph is None else None
+    work = TakeRows(wanted / reached, seed)
+    return _stacked(executor.run(work, only=only, share=share).sums.blocks)
+
+
+def _uneven(sample: Slab) -> bool:
+    """Whether few rows carry most of the matrix: so few that the others count for less than half.
+
+    (Σ ||v||²)² / Σ ||v||⁴ is the number of rows where all weigh the same.
+    """
+    weights = squared_norms(sample)
+    if not np.isfinite(weights).all() or not weights.any():
+        return False
+    weights = weights / weights.max()
+    return bool(np.sum(weights) ** 2 < 0.5 * weights.size * np.sum(weights**2))
 
 
 def _some_slabs(count: int, seed: int) -> list[int]:

@@ -92,6 +92,17 @@ def gram(factor: Array) -> Float64:
     return result
 
 
+def squared_norms(V: Slab) -> Float64:
+    """Squared 2-norm of every row, in float64."""
+    if is_sparse(V):
+        squares = np.square(V.data, dtype=np.float64)
+        sums = np.concatenate([[0.0], np.cumsum(squares)])
+        differences: Float64 = sums[V.indptr[1:]] - sums[V.indptr[:-1]]
+        return np.maximum(differences, 0.0, out=differences)
+    norms: Float64 = np.einsum("ij,ij->i", V, V, dtype=np.float64)
+    return norms
+
+
 def descend_rows(
     cross: Float64,
     gram_matrix: Float64,
