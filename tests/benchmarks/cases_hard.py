@@ -51,11 +51,14 @@ def rise(history: dict[str, Any], norm: float) -> float:
 
 
 def in_the_same_time(V: Any, k: int, seed: int, seconds: float) -> tuple[Run, int]:
-    """Coordinate descent for about so many seconds: iterations from what one and six take."""
-    one, six = (min(sklearn_nmf(V, k, n)(seed).seconds for _ in range(2)) for n in (1, 6))
-    per_iteration = max((six - one) / 5, 1e-5)
-    iterations = int(np.clip(1 + (seconds - one) / per_iteration, 1, MOST_ITERATIONS))
-    return sklearn_nmf(V, k, iterations)(seed), iterations
+    """Coordinate descent for about so many seconds: more iterations until they take as long."""
+    iterations = 5
+    while True:
+        run = sklearn_nmf(V, k, iterations)(seed)
+        share = seconds / run.seconds
+        if share <= 1.2 or iterations >= MOST_ITERATIONS:
+            return run, iterations
+        iterations = min(int(iterations * min(share, 4.0)) + 1, MOST_ITERATIONS)
 
 
 def compare(context: Context, what: str, V: Any, k: int) -> Iterator[Row]:
