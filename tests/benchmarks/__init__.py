@@ -22,8 +22,14 @@ the wall time of ``fit_transform``. A loss that is not reached counts as a ratio
 none is.
 
 *Both get the same cores*. dasknmf uses one BLAS thread on each of its threads, peers what
-threadpoolctl shows as their default. Before anything is timed each side factorises a small matrix,
-so that compilation (numba, once per machine) and imports are not counted.
+threadpoolctl shows as their default. Nothing else should run: BLAS threads that wait for a core
+that something else has cost the peers more than dasknmf (each row's load is in the JSON).
+
+*Before* anything is timed each side factorises a small matrix, so that compilation (numba, once per
+machine) and imports are not counted.
+
+*Same time* (the hard kinds): CD gets more iterations until it takes as long as dasknmf's defaults.
+That our error may be 1 % above is this table's own bound: random starts differ by as much.
 
 Data that no dependency carries
 -------------------------------

@@ -68,6 +68,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Row]:
         print(f"{case.name} ...", end=" ", file=sys.stderr, flush=True)
         for row in rows_of(case, context):
             row.case = case.name
+            row.details["load"] = report.load()
             if context.quick:
                 row.target = None  # of other sizes
             yield row

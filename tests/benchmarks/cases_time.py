@@ -22,7 +22,8 @@ def against_cd(name: str, what: str, k: int, target: float | None, big: bool, lo
         V = load(context)
         iterations = context.pick(200, 10)
         peer = peers.sklearn_nmf(V, k, iterations)
-        title = f"CD {iterations} it. / time to its loss, {what}, k={k}"
+        size = f"{V.shape[0]} × {V.shape[1]}"
+        title = f"CD {iterations} it. / time to its loss, {what}, {size}, k={k}"
         yield race(title, V, k, peer, context.seeds(big=big), target)
 
 
@@ -41,15 +42,16 @@ against_cd(
     "tiled", "Indian Pines 16 times", 16, 15, True,
     lambda context: data.tiled_pines(16) if not context.quick else quick_pines(context),
 )  # fmt: skip
-against_cd("dense", "planted gamma 50000 × 1000", 32, 8, True, lambda context: dense(context, 32))
-against_cd("noise", "gamma noise 50000 × 1000", 32, 8, True, lambda context: dense(context, 0))
+against_cd("dense", "planted gamma", 32, 8, True, lambda context: dense(context, 32))
+against_cd("noise", "gamma noise", 32, 8, True, lambda context: dense(context, 0))
 
 
 @case("planc", "time to pyplanc's loss, Indian Pines, k=16 (ANLS-BPP 10 it. >= 4 x)")
 def planc(context: Context) -> Iterator[Row]:
     V = quick_pines(context).astype(np.float64)
     for method, iterations, target in (("anlsbpp", 10, 4.0), ("hals", 100, None)):
-        peer = peers.planc(context, V, 16, context.pick(iterations, 3), method)
+        iterations = context.pick(iterations, 3)
+        peer = peers.planc(context, V, 16, iterations, method)
         what = f"PLANC {method} {iterations} it. / time to its loss, Indian Pines, k=16"
         yield race(what, V, 16, peer, context.seeds(), target)
 
@@ -76,7 +78,7 @@ def short_texts(context: Context) -> Iterator[Row]:
         peer = peers.sklearn_nmf(V, k, iterations)
         what = f"CD {iterations} it. / time to its loss, {V.shape[0]} short documents, k={k}"
         row = race(what, V, k, peer, context.seeds(big=True), 5)
-        row.details.update(shape=list(V.shape), nnz=int(V.nnz))
+        row.details["nnz"] = int(V.nnz)
         yield row
 
 

@@ -141,20 +141,27 @@ def machine() -> dict[str, Any]:
     from threadpoolctl import threadpool_info
 
     pools = {
-        f"{pool['internal_api']} {pool['version']} {pool.get('architecture', '')}".strip()
+        f"{pool['internal_api']} {pool['version'] or ''}, {pool['num_threads']} threads"
         for pool in threadpool_info()
     }
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "load_before": round(psutil.getloadavg()[0], 2),
+        "load_before": load(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "blas": sorted(pools),
         "versions": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
     }
+
+
+def load() -> float:
+    """Processes that wanted a core during the last minute, on average."""
+    import psutil
+
+    return round(psutil.getloadavg()[0], 2)
 
 
 def _cpu() -> str:
@@ -191,6 +198,6 @@ def describe(found: dict[str, Any]) -> str:
     return (
         f"{found['cpu']}, {found['cores']} cores, {found['memory_gib']} GiB, {found['system']}, "
         f"load {found['load_before']} before the first case.\n"
-        f"Python {found['python']}, {versions}; {', '.join(found['blas'])}; "
+        f"Python {found['python']}, {versions}; {'; '.join(found['blas'])}; "
         f"commit {found['commit']}."
     )

@@ -147,6 +147,8 @@ def race(
         peer=Spread.of(run.seconds for run in theirs),
         note=note,
         details={
+            "shape": list(V.shape),
+            "dtype": str(V.dtype),
             "losses": [run.loss for run in ours],
             "peer_losses": [run.loss for run in theirs],
             "reads": reads,
