@@ -16,12 +16,12 @@ from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.losses import Loss
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
+from dasknmf.numerics.stopping import BRAKE, extrapolated
 from dasknmf.numerics.terms import add
 from dasknmf.numerics.work import ModelSums
 from dasknmf.parallel.driver import half_step
 
 ACCURACY = 1e-4  # of the rows in the first pass: what they may leave to gain, in parts of the loss
-GROW, SHRINK, MOST = 1.2, 0.7, 2.5
 ROUNDING = 64.0  # units in the last place of ||V||² that a loss by Gram matrices may be off
 
 
@@ -79,10 +79,9 @@ class Model:
             if self.ahead is None:
                 self.accuracy *= 0.1
             self.ahead = None
-            self.momentum *= SHRINK
+            self.momentum *= BRAKE
             return
-        self.ahead = np.maximum(short + self.momentum * (short - self.short), 0)
-        self.momentum = min(self.momentum * GROW, MOST)
+        self.ahead, self.momentum = extrapolated(short, self.short, self.momentum)
         self.waves, self.short = waves, short
         self.loss, self.current = loss, objective
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 SMALLEST = 2 << 20  # bytes; below, the overhead of a task (0.2 to 2.6 ms) outweighs its work
-LARGEST = 128 << 20
+LARGEST = 64 << 20
 AIM = 64  # slabs a matrix is cut into where the sizes above allow
 FEWEST = 16  # slabs of a small matrix, so that it has waves, too
 SHORTEST = 100  # rows of such a slab

@@ -20,14 +20,15 @@ from dasknmf.numerics.kernels import Array, Slab
 from dasknmf.numerics.losses import Frobenius
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers.als import ALS
+from dasknmf.numerics.stopping import BRAKE, extrapolated
 from dasknmf.parallel.blas import ensure_one_thread
 
-CANDIDATES = 16  # random starts where they are cheap against a pass
+CANDIDATES = 8  # random starts where they are cheap against a pass
 FEWEST = 3
 FIRST_ROWS = 500  # of the sample, on which all of them run
-SECOND = 4  # candidates that see the whole sample
-ROUND = 20  # iterations of a round
-LAST = 40
+SECOND = 3  # candidates that see the whole sample
+ROUND = 12  # iterations of a round
+LAST = 20
 EARLY, LATE = 1e-3, 1e-4  # relative change that ends a round, and the last one
 ACCURACY = 1e-5  # of the rows: what may be left to gain, in parts of the squared residual
 BUDGET = 8.0  # passes over V whose arithmetic the first round may cost
@@ -50,16 +51,21 @@ class Candidate:
         squares = float(np.sum(np.square(_values(V), dtype=np.float64)))
         k = self.short.shape[1]
         rows = np.zeros((V.shape[0], k), self.short.dtype)
+        ahead, momentum, before = self.short, 0.5, np.inf
         for _ in range(iterations):
             solver = ALS(tol=1e-8, gain=ACCURACY * self.relative, warm=True)
-            rows = solver.half_step(rows, loss.terms(V, [rows], [self.short])[0], none)
+            rows = solver.half_step(rows, loss.terms(V, [rows], [ahead])[0], none)
             terms = loss.terms(V.T, [self.short], [rows])[0]
-            self.short = solver.half_step(self.short, terms, none)
-            before = self.relative
-            self.relative = 2.0 * loss.value(terms, self.short, squares) / squares
-            if 0.0 <= before - self.relative < tol * self.relative:
+            short = solver.half_step(self.short, terms, none)
+            relative = 2.0 * loss.value(terms, short, squares) / squares
+            if relative > before:
+                ahead, momentum = self.short, momentum * BRAKE
+                continue
+            ahead, momentum = extrapolated(short, self.short, momentum)
+            self.short, self.relative, self.rows = short, relative, rows
+            if before - relative < tol * relative:
                 break
-        self.rows = rows
+            before = relative
 
     def balanced(self, growth: float) -> Array:
         """The short factor, scaled as evenly as the rows of a matrix ``growth`` times as long."""
