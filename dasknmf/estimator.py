@@ -68,8 +68,8 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     beta_loss : float or {'frobenius', 'kullback-leibler', 'itakura-saito'}, default='frobenius'
         Loss. Other than 'frobenius' needs ``mu``; beta <= 0 needs X > 0.
     tol : float, default=1e-4
-        Stop when the objective falls by at most ``tol`` of itself in each of two passes in a
-        row. 0: run ``max_iter`` passes.
+        Stop when the objective falls by at most ``tol`` of itself per update of the components
+        (``tol * waves`` per pass) in each of two passes in a row. 0: run ``max_iter`` passes.
     max_iter : int, default=200
         Passes over X at most.
     random_state : int, RandomState instance or None, default=None
@@ -233,12 +233,13 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             if self.verbose:
                 callbacks += (stack.enter_context(progress.bar(self.max_iter)),)
             executor = stack.enter_context(make_executor(slabs, client))
+            waves = parameters.count_waves(self, solver, len(slabs))
             settings = passes.Settings(
                 start=request,
-                stop=RelativeChange(float(self.tol)),
+                stop=RelativeChange(float(self.tol) * waves),
                 max_iter=int(self.max_iter),
                 keep_rows=keep_rows,
-                waves=parameters.count_waves(self, solver, len(slabs)),
+                waves=waves,
                 name=type(self).__name__,
                 callbacks=callbacks,
             )

@@ -239,7 +239,7 @@ class _Loop:
             step = replace(
                 self.step,
                 fixed=tuple(model.target for model in self.models),
-                solver=solver.loosened(min(model.gain for model in self.models)),
+                gains=tuple(model.gain for model in self.models),
                 inspect=self.inspection is None,
             )
             sums = self.executor.run(step, only=slabs).sums

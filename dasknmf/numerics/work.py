@@ -81,6 +81,8 @@ class Step:
     models
         Which model of the ensemble each of ``fixed`` is; others have dropped out, and their rows
         are empty. None: all, in order.
+    gains
+        What rows of each model may leave to gain (:meth:`Solver.loosened`); None: nothing.
     start
         Where carried rows come from when there are none yet.
     move
@@ -96,6 +98,7 @@ class Step:
     inspect: bool = False
     residual: bool = False
     models: tuple[int, ...] | None = None
+    gains: tuple[float, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -141,8 +144,10 @@ class Step:
 
     def _move(self, V: Slab, old: Rows) -> Rows:
         terms = self.loss.terms(V, old, self.fixed)
+        gains = self.gains or (0.0,) * len(old)
         return tuple(
-            self.solver.half_step(W, t, self.penalty) for W, t in zip(old, terms, strict=True)
+            self.solver.loosened(gain).half_step(W, t, self.penalty)
+            for W, t, gain in zip(old, terms, gains, strict=True)
         )
 
     def _residual(self, V: Slab, W: Array, Ht: Array) -> float:
