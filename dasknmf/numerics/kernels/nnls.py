@@ -17,6 +17,7 @@ from numba import njit
 TILE = 64  # rows that march in step: many vector registers, so that loops over lanes pay
 
 ROUND = 4  # sweeps between two packings of the rows that still move
+PATIENCE = 12  # sweeps that cost less than the rounds of the active set that they save
 
 # "contract": a product and a sum may become one instruction, always the same one on one machine.
 _compile = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
@@ -79,12 +80,12 @@ def _gradient(gram, c, w, a, g):
 
 
 @_compile
-def _sweep(gram, c, w, sweeps, scale, before, moving):
+def _sweep(gram, c, w, sweeps, scale, before, rate, moving):
     """Cyclic coordinate descent; a lane rests when all that is left to gain is within its scale.
 
     A sweep gains s = Σ_a G_aa d_a² (up to twice what it lowers the lane's objective by), and
-    ``before`` is that of the sweep before: gains fall by about s / before a sweep, so those to come
-    add up to s² / (before - s), however slowly they fall.
+    ``before`` is that of the sweep before: gains fall at the rate s / before a sweep, so those to
+    come add up to s² / (before - s), however slowly they fall.
     """
     g = np.empty(TILE)
     gained = np.empty(TILE)
@@ -105,6 +106,7 @@ def _sweep(gram, c, w, sweeps, scale, before, moving):
             s = gained[t]
             to_come = s * s > scale[t] * (before[t] - s)
             moving[t] = 1.0 if s > 0.0 and (to_come or s > 100.0 * scale[t]) else 0.0
+            rate[t] = s / before[t] if s < before[t] else 1.0
             before[t] = s
             still += moving[t]
         if still == 0.0:
@@ -232,12 +234,18 @@ def _move(gram, w, gradient, free, step, steps):
 
 
 @_compile
+def _is_slow(gained, rate, scale):
+    """Whether the gains to come would still be above ``scale`` after PATIENCE sweeps more."""
+    return gained * rate ** (PATIENCE + 1) > scale * (1.0 - rate)
+
+
+@_compile
 def descend_rows(cross, gram, out, sweeps, tol, gain, finish):
     """Solve min 1/2 w G wᵀ - c wᵀ, w >= 0, for every row of ``out``, in place.
 
     At most ``sweeps`` sweeps of coordinate descent; a row rests once its steps are zero to ``tol``
-    or a sweep lowers its objective by less than ``gain`` times c wᵀ. With ``finish``, rows that
-    still move are solved by an active set (Bro & de Jong's fast NNLS, warm-started), one change of
+    or less than ``gain`` times c wᵀ is left to gain. With ``finish``, rows that would need many
+    sweeps more are solved by an active set (Bro & de Jong's fast NNLS, warm-started), one change of
     the set a round. Rows march in tiles, each in its own lane; those that move are packed together
     anew every few sweeps.
     """
@@ -247,7 +255,10 @@ def descend_rows(cross, gram, out, sweeps, tol, gain, finish):
     scale = np.empty(TILE)
     moving = np.empty(TILE)
     before = np.empty(TILE)
+    rate = np.empty(TILE)
     gains = np.zeros(rows)
+    slow = np.empty(rows, np.int64)
+    handed_on = 0
     live = np.arange(rows)
     for a in range(k):
         if gram[a, a] <= 0.0:
@@ -264,15 +275,22 @@ def descend_rows(cross, gram, out, sweeps, tol, gain, finish):
             _energy(c, w, gain, scale)
             for t in range(count):
                 before[t] = gains[live[start + t]]
-            _sweep(gram, c, w, min(ROUND, sweeps - done), scale, before, moving)
+            _sweep(gram, c, w, min(ROUND, sweeps - done), scale, before, rate, moving)
             _scatter(w, live, start, count, out)
             for t in range(count):  # never beyond what has been read already
-                gains[live[start + t]] = before[t]
-                if moving[t] > 0.0:
-                    live[left] = live[start + t]
+                row = live[start + t]
+                gains[row] = before[t]
+                if moving[t] == 0.0:
+                    continue
+                if finish and _is_slow(before[t], rate[t], scale[t]):
+                    slow[handed_on] = row
+                    handed_on += 1
+                else:
+                    live[left] = row
                     left += 1
         live = live[:left]
     if finish:
+        _finish(cross, gram, out, tol, gain, slow[:handed_on])
         _finish(cross, gram, out, tol, gain, live)
 
 

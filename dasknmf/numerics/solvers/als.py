@@ -41,7 +41,7 @@ class ALS(Solver):
     needs: ClassVar[tuple[type, ...]] = (Normal,)
     carries_rows: ClassVar[bool] = False
 
-    sweeps: int = 8
+    sweeps: int = 24
     tol: float = 1e-10
     gain: float = 0.0
     warm: bool = False
