@@ -104,8 +104,10 @@ class Step:
         if inspection is not None and inspection.unfit(V.dtype):
             return rows, StepSums(inspection, ())
         old = self._starting_rows(rows, place)
-        new = self._move(V, old) if self.move else old
-        terms = self.loss.terms(V.T, self.fixed, new)
+        if self.move:
+            new, terms = self.solver.visit(self.loss, V, old, self.fixed, self.penalty)
+        else:
+            new, terms = old, self.loss.terms(V.T, self.fixed, old)
         models = tuple(
             ModelSums(t, self.penalty.value(W), self._residual(V, W, Ht))
             for t, W, Ht in zip(terms, new, self.fixed, strict=True)
@@ -123,12 +125,6 @@ class Step:
             for model, Ht in enumerate(self.fixed)
         )
 
-    def _move(self, V: Slab, old: Rows) -> Rows:
-        terms = self.loss.terms(V, old, self.fixed)
-        return tuple(
-            self.solver.half_step(W, t, self.penalty) for W, t in zip(old, terms, strict=True)
-        )
-
     def _residual(self, V: Slab, W: Array, Ht: Array) -> float:
         return kernels.squared_residual(V, W, Ht) if self.residual else 0.0
 
@@ -137,8 +133,9 @@ class Step:
 class SolveRows:
     """Rows given H, to convergence, each on its own: ``transform``.
 
-    With exact rows one update is the solution. Otherwise multiplicative steps go on until a row
-    changes by at most ``tol`` of its largest entry; a row's result is the same in any batch.
+    With exact rows one update is the solution; a loss may have a row solver of its own. Otherwise
+    multiplicative steps go on until a row changes by at most ``tol`` of its largest entry. A row's
+    result is the same in any batch.
     """
 
     loss: Loss
@@ -168,6 +165,9 @@ class SolveRows:
         self.loss.check_zeros(seen.rows * columns - seen.positive)
 
     def _solve(self, V: Slab, Ht: Array) -> Array:
+        exact = self.loss.exact_rows(V, Ht, (self.penalty.l1, self.penalty.l2))
+        if exact is not None:
+            return exact.astype(Ht.dtype, copy=False)
         start = np.zeros((V.shape[0], Ht.shape[1]), dtype=Ht.dtype)
         if not self.solver.carries_rows:
             return self._step(V, start, Ht)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from dasknmf.numerics.errors import ParameterError
-from dasknmf.numerics.kernels import Array
+from dasknmf.numerics.kernels import Array, Slab
 from dasknmf.numerics.losses import Loss
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.terms import Normal, Split, Terms
@@ -42,6 +43,22 @@ class Solver(ABC):
     def lifting(self, smallest: float) -> Solver:
         """A solver that also lifts vanishing entries, ``smallest`` being the start's smallest."""
         return self
+
+    def at(self, reads: float) -> Solver:
+        """Settings for a point of a fit that began from nothing: ``reads`` of V so far."""
+        return self
+
+    def safer(self, times: int) -> Solver:
+        """A more careful solver, after ``times`` steps that raised the objective."""
+        return self
+
+    def visit(
+        self, loss: Loss, V: Slab, old: Sequence[Array], fixed: Sequence[Array], penalty: Penalty
+    ) -> tuple[tuple[Array, ...], list[Terms]]:
+        """New rows of a slab for every model, and their terms of the other half."""
+        terms = loss.terms(V, old, fixed)
+        new = tuple(self.half_step(F, t, penalty) for F, t in zip(old, terms, strict=True))
+        return new, loss.terms(V.T, fixed, new)
 
     def check(self, loss: Loss) -> None:
         """Raise :class:`ParameterError` unless the solver can serve ``loss``."""
