@@ -20,6 +20,7 @@ from dasknmf.numerics.inspection import Inspection
 from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.losses import Loss
 from dasknmf.numerics.penalties import Penalty
+from dasknmf.numerics.safeguard import Place, Safeguard
 from dasknmf.numerics.solvers import Solver
 from dasknmf.numerics.stopping import Outcome, RelativeChange
 from dasknmf.numerics.terms import Normal
@@ -138,6 +139,7 @@ class _Loop:
         self.executor = executor
         self.settings = settings
         self.history = History()
+        self.guard = Safeguard()
         self.began = time.perf_counter()
 
     def run(self) -> Result:
@@ -170,7 +172,9 @@ class _Loop:
             if carries and (ended or number == settings.max_iter):
                 break
             terms = visit.sums.models[0].terms
-            short = solver.half_step(short, terms, settings.penalties[1])
+            assert terms is not None
+            here = Place(short, terms, self.history.objective[-1])
+            short = self._next_short(solver, here)
             if ended:
                 break
         assert inspection is not None
@@ -187,9 +191,18 @@ class _Loop:
             reads=self.executor.reads,
         )
 
+    def _next_short(self, solver: Solver, here: Place) -> Array:
+        """Step, with a look back where the solver can't promise descent by itself."""
+        penalty = self.settings.penalties[1]
+        if solver.monotone or solver != self.settings.solver:  # a stage's rows are not exact
+            return solver.half_step(here.short, here.terms, penalty)
+        return self.guard.step(solver, here, penalty)
+
     def _solvers(self, number: int, start: Start) -> tuple[Solver, Solver]:
         """Of the rows and of the short factor; every tenth pass they lift vanishing entries."""
         solver = self.settings.solver
+        if self.settings.start.short is None and self.settings.start.long is None:
+            solver = solver.at(number - 1)
         if number % LIFT_EVERY:
             return solver, solver
         rows, short = start.smallest

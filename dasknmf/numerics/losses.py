@@ -27,7 +27,7 @@ from dasknmf.numerics.terms import Columns, Exponent, Normal, Split, Terms
 
 NAMES = {"frobenius": 2.0, "kullback-leibler": 1.0, "itakura-saito": 0.0}
 
-EXACT_ROWS = (2, 60, 1e-9)  # EM steps, Newton steps, gap relative to the row's mass
+EXACT_ROWS = (2, 60, 1e-12)  # EM steps, Newton steps, gap relative to the row's mass
 
 
 class Loss(ABC):

@@ -18,6 +18,7 @@ from dasknmf.numerics.kernels import Array, gram
 from dasknmf.numerics.losses import Loss
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
+from dasknmf.numerics.terms import Normal
 from dasknmf.numerics.work import (
     Inspect,
     KeepHalves,
@@ -182,7 +183,7 @@ def _from_rows(request: Request, executor: Executor, name: str, carried: Carried
     sums = executor.run(step, carried).sums
     inspection = _checked(sums.inspection, executor, name)
     short = ALS().half_step(zeros, sums.models[0].terms, request.penalties[1])
-    if request.solver.carries_rows:  # multiplicative steps can't leave an exact zero
+    if request.loss.kind is not Normal:  # multiplicative steps can't leave an exact zero
         short = np.maximum(short, 1e-3 * float(np.mean(short)))
     if not gram(short).any():
         raise DataError("the custom factor explains nothing of X: every coefficient is zero.")

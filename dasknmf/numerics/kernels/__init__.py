@@ -205,7 +205,8 @@ def kl_rows(
     neg = np.zeros((0 if share == "none" else columns, k))
     curvature = np.zeros((columns if share == "curvature" else 0, k * (k + 1) // 2))
     weight = own(sums + penalty[0])
-    rest = (own(fixed), weight, float(penalty[1]), rule, rows, neg, curvature)
+    wide = own(fixed.astype(np.float64, copy=False))  # one compiled variant for any factor
+    rest = (wide, weight, float(penalty[1]), rule, rows, neg, curvature)
     if is_sparse(V):
         slab = V.tocsr() if _is_transposed(V) else V
         value = loops("kl").csr_rows(*_csr_parts(slab), *rest)
@@ -221,24 +222,10 @@ def newton_columns(
     """Minimise the quadratic model of every column within a box around its old value."""
     out = np.empty(old.shape)
     wide = own(old.astype(np.float64, copy=False))
-    loops("kl").newton_columns(
+    loops("columns").newton_columns(
         wide, own(counts), own(pull), own(curvature), ridge, box, sweeps, out
     )  # fmt: skip
     return out
-
-
-def packed_product(curvature: Float64, factor: Array) -> Float64:
-    """C_j h_j of every column j, C_j from its packed lower triangle."""
-    k = factor.shape[1]
-    tall = factor.astype(np.float64, copy=False)
-    product = np.zeros(tall.shape)
-    for a in range(k):
-        first = a * (a + 1) // 2
-        product[:, a] += np.einsum(
-            "jb,jb->j", curvature[:, first : first + a + 1], tall[:, : a + 1]
-        )
-        product[:, :a] += curvature[:, first : first + a] * tall[:, a : a + 1]
-    return product
 
 
 def inspect_values(values: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Float64]:

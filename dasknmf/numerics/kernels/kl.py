@@ -199,7 +199,7 @@ def _solve_row(v, B, m, u, rho, rule, wide, small, C, free):
         _mix(u, B, y, m)
 
 
-@_compile
+@_fast
 def _gather(values, index, count, Ht, inverse, v, B, keep):
     """Bring the columns that a row meets into B; give the number of entries that can be fitted.
 
@@ -226,25 +226,45 @@ def _gather(values, index, count, Ht, inverse, v, B, keep):
     return m
 
 
-@_compile
+@_fast
+def _add_outer(w, ratio, q, neg, curvature):
+    """Add ratio w to a column's numerator and q w wᵀ to its packed curvature (if not empty)."""
+    for a in range(w.size):
+        neg[a] += ratio * w[a]
+    if curvature.size == 0:
+        return
+    first = 0
+    for a in range(w.size):
+        s = q * w[a]
+        if s != 0.0:
+            for b in range(a + 1):
+                curvature[first + b] += s * w[b]
+        first += a + 1
+
+
+@_fast
 def _share(w, v, y, index, m, mass, neg, curvature, small, free):
     """Add the row's numerator, and its packed curvature if that is asked for; give Σ v log(v/y)."""
     f, value = 0, 0.0
-    held = small[3]
+    held, nothing = small[3], curvature[:0].reshape(-1)
     for a in range(w.size):
         if w[a] > 0.0:
             free[f], held[f] = a, w[a]
             f += 1
+    scattered = 3 * f < w.size  # few components: their places one by one
     for p in range(m):
         ratio = v[p] / y[p]  # v and y are both in units of the row's mass
         value += v[p] * np.log(ratio)
+        if neg.shape[0] == 0:
+            continue
         j = index[p]
-        if neg.shape[0] > 0:
-            for b in range(f):
-                neg[j, free[b]] += ratio * held[b]
-        if curvature.shape[0] > 0:
-            q = ratio / (y[p] * mass)
-            for b in range(f):
+        q = ratio / (y[p] * mass)
+        if not scattered:
+            _add_outer(w, ratio, q, neg[j], curvature[j] if curvature.shape[0] > 0 else nothing)
+            continue
+        for b in range(f):
+            neg[j, free[b]] += ratio * held[b]
+            if curvature.shape[0] > 0:
                 s = q * held[b]
                 first = free[b] * (free[b] + 1) // 2
                 for c in range(b + 1):
@@ -346,46 +366,3 @@ def dense_rows(V, Ht, weight, l2, rule, out, neg, curvature):
         )  # fmt: skip
         keep = whole and reached
     return value
-
-
-@_compile
-def newton_columns(old, counts, pull, curvature, ridge, box, sweeps, out):
-    """Minimise every column's model 1/2 h C h - pull h near its old value, by coordinate descent.
-
-    An entry stays within ``box`` times the old value, up and down; one next to zero may leave it
-    up to a thousandth of the column's largest. Where no row has both (``counts`` zero) the
-    optimum can be zero itself; elsewhere the logarithm forbids that.
-    """
-    k = old.shape[1]
-    C = np.empty((k, k))
-    g, low, high = np.empty(k), np.empty(k), np.empty(k)
-    for j in range(old.shape[0]):
-        largest = 0.0
-        for a in range(k):
-            first = a * (a + 1) // 2
-            for b in range(a + 1):
-                C[a, b] = C[b, a] = curvature[j, first + b]
-            C[a, a] += ridge
-            largest = max(largest, old[j, a])
-        for a in range(k):
-            g[a] = _dot(C[a], old[j], k) - pull[j, a]
-            low[a] = old[j, a] / box if counts[j, a] > 0.0 else 0.0
-            high[a] = max(old[j, a] * box, 1e-3 * largest)
-            out[j, a] = old[j, a]
-        began = 0.0
-        for sweep in range(sweeps):
-            moved = 0.0
-            for a in range(k):
-                if C[a, a] > 0.0:
-                    new = min(max(out[j, a] - g[a] / C[a, a], low[a]), high[a])
-                else:
-                    new = low[a] if g[a] > 0.0 else out[j, a]
-                e = new - out[j, a]
-                if e != 0.0:
-                    out[j, a] = new
-                    moved += C[a, a] * e * e
-                    for b in range(k):
-                        g[b] += e * C[a, b]
-            began = moved if sweep == 0 else began
-            if moved <= 1e-4 * began:
-                break

@@ -21,7 +21,8 @@ class Solver(ABC):
     needs
         Kinds of terms it can work from; a loss of another kind is refused at construction.
     monotone
-        Whether an update can't raise the penalised objective (up to rounding).
+        Whether an update can't raise the penalised objective (up to rounding). Where it can, the
+        loop takes such a step back (:mod:`dasknmf.numerics.safeguard`).
     carries_rows
         Whether a row update starts from the rows of the pass before. Otherwise the rows are a
         function of V and H alone, and nothing about them is kept between passes.

@@ -2,7 +2,8 @@
 
     rows:     w_i = argmin of the row's divergence, a function of V_i and H alone (kernels/kl.py)
     columns:  h_j = argmin of 1/2 h C_j h - b_j h within a box, C_j = Σ_i v_ij w_i w_iᵀ / y_ij²,
-              b_j = C_j h_j - gradient; without curvature the EM step h = counts / mass
+              b_j = C_j h_j - gradient = 2 neg_j - mass;
+              without curvature the EM step h = counts / mass
 
 Both kinds of statistics add up over slabs that met different H, so H can move several times a
 read: R. Neal, G. Hinton: A view of the EM algorithm that justifies incremental, sparse, and other
@@ -50,6 +51,7 @@ class Newton(Solver):
 
     name: ClassVar[str] = "newton"
     needs: ClassVar[tuple[type, ...]] = (Split,)
+    monotone: ClassVar[bool] = False
     carries_rows: ClassVar[bool] = False
 
     soft: int = 2
@@ -58,7 +60,7 @@ class Newton(Solver):
     curved: bool = True
     limit: int = 256 << 20
     box: float = 10.0
-    sweeps: int = 20
+    sweeps: int = 10
 
     def at(self, reads: float) -> Newton:
         """Soft rows for the first reads, harder and harder; EM before curvature."""
@@ -100,7 +102,7 @@ class Newton(Solver):
             "curvature" if curved else "gradient",
         )
         mass = np.sum(rows, axis=0)
-        pull = kernels.packed_product(curvature, Ht) + neg - mass if curved else None
+        pull = 2.0 * neg - mass if curved else None  # C_j h_j is neg_j: y is linear in h
         terms = Columns(Ht * neg, mass, pull, curvature if curved else None, value)
         return rows.astype(Ht.dtype, copy=False), terms
 
