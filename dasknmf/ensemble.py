@@ -17,11 +17,12 @@ from dasknmf.numerics.losses import Loss
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
 from dasknmf.numerics.stopping import BRAKE, extrapolated
-from dasknmf.numerics.terms import add
+from dasknmf.numerics.terms import Normal, add
 from dasknmf.numerics.work import ModelSums
 from dasknmf.parallel.driver import half_step
 
 ACCURACY = 1e-4  # of the rows in the first pass: what they may leave to gain, in parts of the loss
+GUARD = 1e-9  # of an objective: less than that is no rise, rows being solved to a tolerance
 ROUNDING = 64.0  # units in the last place of ||V||² that a loss by Gram matrices may be off
 
 
@@ -47,6 +48,8 @@ class Model:
     objectives: list[float] = field(default_factory=list)
     current: float | None = None
     momentum: float = 0.5
+    good: tuple[float, list[ModelSums | None]] | None = None
+    rejected: int = 0
     ahead: Array | None = None
 
     @property
@@ -85,8 +88,46 @@ class Model:
         self.waves, self.short = waves, short
         self.loss, self.current = loss, objective
 
-    def close_pass(self, problem: Problem) -> None:
+    def visit_columns(self, wave: int, sums: ModelSums, problem: Problem, solver: Solver) -> None:
+        """The same for losses whose terms have no loss in them but that of the factors they met.
+
+        While waves are missing, the short factor goes two thirds of its way: they know only a part
+        of V, and exact zeros would stay.
+        """
+        self.waves = [*self.waves[:wave], sums, *self.waves[wave + 1 :]]
+        found = [sums for sums in self.waves if sums is not None]
+        total = add([sums.terms for sums in found])
+        assert total is not None
+        short = half_step(solver, self.short, total, problem.penalty)
+        if len(found) < len(self.waves):
+            short = ((2.0 * short + self.short) / 3.0).astype(short.dtype)
+        self.short = short
+
+    def close_columns(self, problem: Problem, solver: Solver) -> None:
+        """Note the objective of a pass: each wave's at the short factor that it met.
+
+        A pass that raised it is taken back: the short factor becomes what EM makes of the sums of
+        the last good pass, and later steps are more careful.
+        """
+        seen = [sums for sums in self.waves if sums is not None]
+        loss = sum(problem.loss.value(s.terms, self.short, 0.0) for s in seen if s.terms)
+        objective = loss + sum(s.penalty for s in seen) + problem.penalty.value(self.short)
+        if self.good is not None and objective > self.good[0] * (1.0 + GUARD):
+            objective, self.waves = self.good
+            self.rejected += 1
+            total = add([sums.terms for sums in self.waves if sums is not None])
+            assert total is not None
+            self.short = half_step(solver.safest(), self.short, total, problem.penalty)
+        else:
+            self.loss = loss
+            self.good = (objective, self.waves)
+        self.objectives.append(objective)
+
+    def close_pass(self, problem: Problem, solver: Solver) -> None:
         """Note the objective of a pass, and how exact the rows of the next one have to be."""
+        if problem.loss.kind is not Normal:
+            self.close_columns(problem, solver)
+            return
         assert self.current is not None
         if self.objectives:
             fell = (self.objectives[-1] - self.current) / (abs(self.current) or 1.0)

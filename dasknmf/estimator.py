@@ -61,7 +61,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         order (``als``; the other solvers have 1). 'auto': up to 8, at least 4 blocks each. It does
         not depend on the cluster; one with more task slots than a wave has blocks is used better
         with fewer waves.
-    solver : {'auto', 'als', 'hals', 'pg', 'mu', 'cd'}, default='auto'
+    solver : {'auto', 'als', 'newton', 'hals', 'pg', 'mu', 'cd'}, default='auto'
         ``als`` solves every row exactly and carries nothing between passes; ``hals`` (which
         scikit-learn calls 'cd'), ``pg`` and ``mu`` take a few steps a pass. 'auto': ``als`` for
         'frobenius', else ``mu``.

@@ -82,7 +82,7 @@ def choose_init(model: NMF, solver: Solver, k: int, shape: tuple[int, int]) -> s
     """Give the start; where none is named, the best that this solver has."""
     if model.init not in (None, "auto"):
         return str(model.init)
-    if not solver.carries_rows:
+    if solver.takes_waves:
         return "sample"
     return "nndsvda" if model.n_init == 1 and k <= min(shape) else "random"
 
@@ -90,7 +90,7 @@ def choose_init(model: NMF, solver: Solver, k: int, shape: tuple[int, int]) -> s
 def count_waves(model: NMF, solver: Solver, slabs: int) -> int:
     """How often a pass updates the short factor."""
     if model.waves == "auto":
-        return 1 if solver.carries_rows else planning.count_waves(slabs)
+        return planning.count_waves(slabs) if solver.takes_waves else 1
     return min(int(model.waves), slabs)
 
 
@@ -118,19 +118,19 @@ def _expect_waves(waves: Any, solver: Solver) -> None:
             raise ParameterError(f"waves={waves!r}; expected an integer >= 1 or 'auto'.")
         return
     _expect_integer("waves", waves, 1)
-    if waves > 1 and solver.carries_rows:
+    if waves > 1 and not solver.takes_waves:
         raise ParameterError(
-            f"waves={waves} needs rows that are solved anew in each pass, but "
-            f"solver={solver.name!r} carries them. Use solver='als', or waves='auto'."
+            f"waves={waves} needs rows that are solved anew in each pass, which "
+            f"solver={solver.name!r} does not. Use solver='als' or 'newton', or waves='auto'."
         )
 
 
 def _expect_starts(model: NMF, solver: Solver) -> None:
     """Refuse a start that the solver can't use, or more of them than there are."""
-    if model.init == "sample" and solver.carries_rows:
+    if model.init == "sample" and not solver.takes_waves:
         raise ParameterError(
-            f"init='sample' gives no rows, which solver={solver.name!r} carries from pass to pass. "
-            "Use init='auto', or solver='als'."
+            f"init='sample' gives no rows, and solver={solver.name!r} begins with some. Use "
+            "init='auto', or solver='als' or 'newton'."
         )
     if model.n_init > 1 and model.init not in (None, "auto", "sample", "random"):
         raise ParameterError(

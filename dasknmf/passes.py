@@ -140,9 +140,11 @@ def fit(executor: Executor, settings: Settings) -> Result:
 class _Loop:
     """State of one fit: its models, the carried rows, what was seen of V, and the history.
 
-    Where rows are carried (or so little is left of V that the loss has to be measured from its
-    entries), a pass is one visit to all slabs, and its loss is that of the factors before the short
-    one moves. Otherwise a pass is a row of waves, and its loss that of the pair it ends with.
+    Where the solver takes waves, a pass is a row of them; its loss is that of the pair it ends with
+    (for losses whose terms can't tell it: the sum over the waves, each at the short factor that it
+    met). Otherwise, and where so little is left of V that the loss has to be measured from its
+    entries, a pass is one visit to all slabs, and its loss that of the factors before the short one
+    moves.
     """
 
     def __init__(self, executor: Executor, settings: Settings) -> None:
@@ -218,11 +220,11 @@ class _Loop:
     def _pass(self, number: int, last: bool) -> Outcome | None:
         """One pass of all models still in the race; say whether the fit is done."""
         measured = self._wants_residual()
-        whole = self.settings.solver.carries_rows or measured
+        whole = measured or not self.settings.solver.takes_waves
         if whole:
             sums = self._whole_pass(number, measured)
         else:
-            self._pass_of_waves()
+            self._pass_of_waves(number)
         best = best_of(self.models)
         self._record(best)
         ended = self._judge(number, best)
@@ -231,14 +233,15 @@ class _Loop:
         self.models = [best] if ended else survivors(self.models)
         return ended
 
-    def _pass_of_waves(self) -> None:
+    def _pass_of_waves(self, of: int) -> None:
         """Visit the waves in turn; every model's short factor moves after each."""
         seen: list[Inspection] = []
-        solver = self.settings.solver
         for number, slabs in enumerate(self.waves):
+            solver = self._at(of - 1 + number / len(self.waves))
             step = replace(
                 self.step,
                 fixed=tuple(model.target for model in self.models),
+                solver=solver,
                 gains=tuple(model.gain for model in self.models),
                 inspect=self.inspection is None,
             )
@@ -247,10 +250,14 @@ class _Loop:
                 seen.append(sums.inspection)
                 self._look(seen, number)
             for model, found in zip(self.models, sums.models, strict=True):
-                short_solver = solver.loosened(0.1 * model.gain, warm=True)
-                model.visit(number, found, self._problem, short_solver)
+                if self.settings.loss.kind is Normal:
+                    warm = solver.loosened(0.1 * model.gain, warm=True)
+                    model.visit(number, found, self._problem, warm)
+                else:
+                    careful = solver.safer(model.rejected) if model.rejected else solver
+                    model.visit_columns(number, found, self._problem, careful)
         for model in self.models:
-            model.close_pass(self._problem)
+            model.close_pass(self._problem, self.settings.solver)
 
     def _look(self, seen: list[Inspection], wave: int) -> None:
         """Judge what the waves so far have seen; with bad values in it, see the other slabs too."""
@@ -264,16 +271,16 @@ class _Loop:
 
     def _whole_pass(self, number: int, measured: bool) -> tuple[ModelSums, ...]:
         """Visit all slabs at once, without moving the short factors."""
-        carries = self.settings.solver.carries_rows
+        solver = self._solvers(number)[0]
         step = replace(
             self.step,
             fixed=tuple(model.short for model in self.models),
             models=tuple(model.number for model in self.models),
-            solver=self._solvers(number)[0],
+            solver=solver,
             inspect=self.inspection is None,
             residual=measured,
         )
-        visit = self.executor.run(step, self.rows, keep=carries)
+        visit = self.executor.run(step, self.rows, keep=solver.carries_rows)
         if visit.sums.inspection is not None:
             self._accept(visit.sums.inspection)
         self.rows = visit.rows
@@ -283,10 +290,15 @@ class _Loop:
         return sums_of_all
 
     def _move_short(self, number: int, sums: tuple[ModelSums, ...]) -> None:
-        solver = self._solvers(number)[1]
+        solver, penalty = self._solvers(number)[1], self.settings.penalties[1]
         for model, found in zip(self.models, sums, strict=True):
             assert found.terms is not None
-            model.short = half_step(solver, model.short, found.terms, self.settings.penalties[1])
+            model.short = half_step(solver, model.short, found.terms, penalty)
+
+    def _at(self, reads: float) -> Solver:
+        """The solver for a point of the fit, where that began from nothing."""
+        solver = self.settings.solver
+        return solver.at(reads) if self.settings.start.init == "random" else solver
 
     def _solvers(self, number: int) -> tuple[Solver, Solver]:
         """Of the rows and of the short factor; every tenth pass they lift vanishing entries."""

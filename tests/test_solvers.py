@@ -174,7 +174,8 @@ def test_a_solver_that_needs_a_gram_matrix_refuses_other_losses(name):
 def test_dead_components_and_empty_rows_give_zeros_not_nan(name, rng):
     V, W, Ht = problem(rng)
     V[2], Ht[:, 1] = 0.0, 0.0
-    found = half_step(V, W, Ht, name, 2.0)
+    beta = 1.0 if name == "newton" else 2.0
+    found = half_step(V, W, Ht, name, beta)
     assert np.isfinite(found).all()
     np.testing.assert_array_equal(found[:, 1][:2] if name == "mu" else [0, 0], [0, 0])
-    np.testing.assert_allclose(half_step(V, W * 0 + 1e-9, Ht, name, 2.0)[2], 0, atol=1e-9)
+    np.testing.assert_allclose(half_step(V, W * 0 + 1e-9, Ht, name, beta)[2], 0, atol=1e-9)

@@ -22,10 +22,12 @@ import numpy as np
 
 from dasknmf.numerics import kernels
 from dasknmf.numerics.errors import DataError, ParameterError
-from dasknmf.numerics.kernels import Array, Slab
-from dasknmf.numerics.terms import Exponent, Normal, Split, Terms
+from dasknmf.numerics.kernels import Array, Float64, Slab
+from dasknmf.numerics.terms import Columns, Exponent, Normal, Split, Terms
 
 NAMES = {"frobenius": 2.0, "kullback-leibler": 1.0, "itakura-saito": 0.0}
+
+EXACT_ROWS = (2, 60, 1e-12)  # EM steps, Newton steps, gap relative to the row's mass
 
 
 class Loss(ABC):
@@ -45,6 +47,10 @@ class Loss(ABC):
     @abstractmethod
     def value(self, terms: Terms, moving: Array, squared_norm: float) -> float:
         """Objective at (moving, fixed), from the summed terms and ||V||²."""
+
+    def exact_rows(self, V: Slab, fixed: Array, penalty: tuple[float, float]) -> Float64 | None:
+        """Rows of a slab given the other factor, where the loss has a row solver of its own."""
+        return None
 
     def error(self, value: float) -> float:
         """``reconstruction_err_`` as scikit-learn's: sqrt(2 D), so ||V - WH|| for least squares."""
@@ -125,12 +131,18 @@ class BetaDivergence(Loss):
 
     def value(self, terms: Terms, moving: Array, squared_norm: float) -> float:
         """The divergence of the factors for which the terms were formed."""
-        assert isinstance(terms, Split)
+        assert isinstance(terms, Split | Columns)
         return terms.value
 
     def relative(self, value: float, squared_norm: float) -> float:
         """||V - WH|| / ||V||, nan for losses that are no norm."""
         return float("nan")
+
+    def exact_rows(self, V: Slab, fixed: Array, penalty: tuple[float, float]) -> Float64 | None:
+        """Kullback-Leibler's rows, by safeguarded Newton steps."""
+        if self.beta != 1.0:
+            return None
+        return kernels.kl_rows(V, fixed, penalty, EXACT_ROWS)[0]
 
     def check_zeros(self, zeros: int) -> None:
         """Itakura-Saito and every beta <= 0 divide by the entries."""

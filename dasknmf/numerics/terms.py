@@ -39,11 +39,42 @@ class Split(NamedTuple):
     exponent: Exponent
 
 
+class Columns(NamedTuple):
+    """Kullback-Leibler in the short factor: what slabs visited at different H may add up.
+
+    ``counts`` H ∘ neg, shape (columns, k), and ``mass`` Σ_i w_i: EM's sufficient statistics, whose
+    sum over slabs gives H = counts / mass wherever each slab met its own H (Neal & Hinton 1998).
+    ``pull`` C h - gradient and ``curvature`` C = Σ_i v_ij w_i w_iᵀ / y_ij², the lower triangle of
+    every column packed: quadratic models, which add up likewise; None without curvature.
+    ``value``: the loss at the factors met. ``ridge``: the L2 penalty, once it is applied.
+    """
+
+    counts: Float64
+    mass: Float64
+    pull: Float64 | None
+    curvature: Float64 | None
+    value: float
+    ridge: float = 0.0
+
+    @staticmethod
+    def merge(parts: Sequence[Columns]) -> Columns:
+        """Add up; models of some of the slabs alone would be wrong, so then there are none."""
+        curved = all(p.curvature is not None for p in parts)
+        return Columns(
+            counts=add([p.counts for p in parts]),
+            mass=add([p.mass for p in parts]),
+            pull=add([p.pull for p in parts]) if curved else None,
+            curvature=add([p.curvature for p in parts]) if curved else None,
+            value=add([p.value for p in parts]),
+            ridge=parts[0].ridge,
+        )
+
+
 class Exponent(float):
     """A power that belongs to the loss, not to a slab: merging keeps it instead of adding it."""
 
 
-Terms = Normal | Split
+Terms = Normal | Split | Columns
 
 
 def add(parts: Sequence[T]) -> T:

@@ -18,9 +18,8 @@ from dasknmf.numerics.kernels import Array, Float64, Slab
 from dasknmf.numerics.losses import Loss
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
+from dasknmf.numerics.solvers.base import Rows as Rows
 from dasknmf.numerics.terms import Terms, add
-
-Rows = tuple[Array, ...]  # one block of rows for each model of the ensemble
 
 
 class Work(Protocol):
@@ -82,7 +81,7 @@ class Step:
         Which model of the ensemble each of ``fixed`` is; others have dropped out, and their rows
         are empty. None: all, in order.
     gains
-        What rows of each model may leave to gain (:meth:`Solver.loosened`); None: nothing.
+        What rows of each model may leave to gain; None: nothing.
     start
         Where carried rows come from when there are none yet.
     move
@@ -111,8 +110,10 @@ class Step:
         if inspection is not None and inspection.unfit(V.dtype):
             return rows, StepSums(inspection, ())
         old = self._starting_rows(rows, place)
-        new = self._move(V, old) if self.move else old
-        terms = self.loss.terms(V.T, self.fixed, new)
+        if self.move:
+            new, terms = self.solver.visit(self.loss, V, old, self.fixed, self.penalty, self.gains)
+        else:
+            new, terms = old, self.loss.terms(V.T, self.fixed, old)
         models = tuple(
             ModelSums(t, self.penalty.value(W), self._residual(V, W, Ht))
             for t, W, Ht in zip(terms, new, self.fixed, strict=True)
@@ -142,14 +143,6 @@ class Step:
             for model, Ht in zip(self._numbers(), self.fixed, strict=True)
         )
 
-    def _move(self, V: Slab, old: Rows) -> Rows:
-        terms = self.loss.terms(V, old, self.fixed)
-        gains = self.gains or (0.0,) * len(old)
-        return tuple(
-            self.solver.loosened(gain).half_step(W, t, self.penalty)
-            for W, t, gain in zip(old, terms, gains, strict=True)
-        )
-
     def _residual(self, V: Slab, W: Array, Ht: Array) -> float:
         return kernels.squared_residual(V, W, Ht) if self.residual else 0.0
 
@@ -158,8 +151,9 @@ class Step:
 class SolveRows:
     """Rows given H, to convergence, each on its own: ``transform``.
 
-    With exact rows one update is the solution. Otherwise multiplicative steps go on until a row
-    changes by at most ``tol`` of its largest entry; a row's result is the same in any batch.
+    With exact rows one update is the solution; a loss may have a row solver of its own. Otherwise
+    multiplicative steps go on until a row changes by at most ``tol`` of its largest entry. A row's
+    result is the same in any batch.
     """
 
     loss: Loss
@@ -189,6 +183,9 @@ class SolveRows:
         self.loss.check_zeros(seen.rows * columns - seen.positive)
 
     def _solve(self, V: Slab, Ht: Array) -> Array:
+        exact = self.loss.exact_rows(V, Ht, (self.penalty.l1, self.penalty.l2))
+        if exact is not None:
+            return exact.astype(Ht.dtype, copy=False)
         start = np.zeros((V.shape[0], Ht.shape[1]), dtype=Ht.dtype)
         if not self.solver.carries_rows:
             return self._step(V, start, Ht)
@@ -273,7 +270,7 @@ class DrawByNorm:
     """``wanted`` rows of V, drawn without replacement with weights ||v||², while V is validated.
 
     Row i gets the key log(u_i) / ||v_i||², u_i uniform by global row; the largest keys win. A slab
-    offers at most ``limit`` of its rows.
+    offers at most ``limit`` of its rows. ``root`` draws from the square roots of the entries.
 
     P. S. Efraimidis, P. G. Spirakis: Weighted random sampling with a reservoir, Information
     Processing Letters 97(5), 2006. The weights: A. Frieze, R. Kannan, S. Vempala: Fast Monte-Carlo
@@ -283,6 +280,7 @@ class DrawByNorm:
     wanted: int
     limit: int
     seed: int
+    root: bool = False
     name: str = "nmf-sample"
 
     def __call__(self, V: Slab, rows: Rows | None, place: Place) -> tuple[None, Drawn]:
@@ -290,6 +288,8 @@ class DrawByNorm:
         inspection = inspect_slab(V, place)
         if inspection.unfit(V.dtype):
             return None, Drawn(inspection, self.wanted, np.zeros(0), (V[:0],))
+        if self.root:
+            V = np.sqrt(V)
         weights = kernels.squared_norms(V)
         uniform = random.uniform_rows(self.seed, "draw", 0, place.start, place.stop, 1)[:, 0]
         used = np.flatnonzero(weights > 0.0)

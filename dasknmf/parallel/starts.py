@@ -21,7 +21,7 @@ from dasknmf.numerics.kernels import Array, Slab, gram, squared_norms
 from dasknmf.numerics.losses import Loss
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
-from dasknmf.numerics.terms import add
+from dasknmf.numerics.terms import Normal, add
 from dasknmf.numerics.work import (
     DrawByNorm,
     Inspect,
@@ -122,13 +122,17 @@ def _random(request: Request, executor: Executor, name: str) -> Start:
 
 
 def _sample(request: Request, executor: Executor, name: str) -> Start | None:
-    """The best of many restarts on some rows; None where there are too few, or they are bad.
+    """The best of many least-squares restarts on some rows; None where too few, or bad ones.
 
     Rows of a sparse or an uneven matrix (where few rows carry most of it) are drawn by their norms,
     in one read that validates V, too. Otherwise they come from all slabs where those are in
     memory, else from a tenth of the slabs, spread evenly. Whoever is best among the first
     candidates is model 0, however many models there are.
+
+    For Kullback-Leibler the entries' square roots are factorised, and the factor is squared: roots
+    of counts have equal variance (M. S. Bartlett, J. Roy. Stat. Soc. Suppl. 3(1), 1936).
     """
+    root = request.loss.kind is not Normal
     slabs, k = executor.slabs, request.n_components
     rows, columns = slabs.shape
     inspection = None
@@ -139,9 +143,9 @@ def _sample(request: Request, executor: Executor, name: str) -> Start | None:
         wanted = min(max(100 * k, 1000), 5000, rows // 4, most)
     if wanted < 4 * k:
         return None
-    sample = None if slabs.sparse else _some_rows(wanted, request.seed, executor)
+    sample = None if slabs.sparse or root else _some_rows(wanted, request.seed, executor)
     if sample is None or _uneven(sample):
-        work = DrawByNorm(wanted, max(50, 4 * wanted // len(slabs)), request.seed)
+        work = DrawByNorm(wanted, max(50, 4 * wanted // len(slabs)), request.seed, root)
         drawn = add([executor.run(work).sums])
         inspection = _checked(drawn.inspection, executor, name)
         sample = _stacked(drawn.blocks)
@@ -153,6 +157,8 @@ def _sample(request: Request, executor: Executor, name: str) -> Start | None:
         others = range(count + 1, 2 * count + request.n_init)
         found += run_race(sample, k, request.seed, others, min(request.n_init, MODELS) - 1)
     shorts = tuple(candidate.balanced(rows / sample.shape[0]) for candidate in found)
+    if root:  # an exact zero could not be left
+        shorts = tuple(np.square(np.maximum(H, 0.1 * H.mean())) for H in shorts)
     return Start(shorts, inspection=inspection, relative=found[0].relative)
 
 
@@ -269,7 +275,7 @@ def _from_rows(request: Request, executor: Executor, name: str, carried: Carried
     sums = executor.run(step, carried).sums
     inspection = _checked(sums.inspection, executor, name)
     short = ALS().half_step(zeros, sums.models[0].terms, request.penalties[1])
-    if request.solver.carries_rows:  # multiplicative steps can't leave an exact zero
+    if request.loss.kind is not Normal:  # multiplicative steps can't leave an exact zero
         short = np.maximum(short, 1e-3 * float(np.mean(short)))
     if not gram(short).any():
         raise DataError("the custom factor explains nothing of X: every coefficient is zero.")

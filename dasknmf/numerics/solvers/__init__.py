@@ -14,6 +14,7 @@ from dasknmf.numerics.terms import Normal
 
 __all__ = ["Solver", "available", "make_solver"]
 
+NAMED = {"kullback-leibler": "newton"}  # the best solver of a loss, where that is not mu
 ALIASES = {"cd": "hals"}  # scikit-learn's name of the same algorithm
 
 
@@ -31,10 +32,10 @@ def available() -> dict[str, type[Solver]]:
 def make_solver(name: str, loss: Loss) -> Solver:
     """Give the solver called ``name``, refused if it can't serve ``loss``.
 
-    ``auto`` is ``als`` for least squares and ``mu`` for every other loss.
+    ``auto`` is ``als`` for least squares, ``newton`` for Kullback-Leibler, ``mu`` for the rest.
     """
     if name == "auto":
-        name = "als" if loss.kind is Normal else "mu"
+        name = "als" if loss.kind is Normal else NAMED.get(loss.name, "mu")
     known = available()
     key = ALIASES.get(name, name)
     if key not in known:

@@ -40,6 +40,7 @@ class ALS(Solver):
     name: ClassVar[str] = "als"
     needs: ClassVar[tuple[type, ...]] = (Normal,)
     carries_rows: ClassVar[bool] = False
+    takes_waves: ClassVar[bool] = True
 
     sweeps: int = 24
     tol: float = 1e-10

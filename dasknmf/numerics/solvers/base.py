@@ -6,10 +6,13 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from dasknmf.numerics.errors import ParameterError
-from dasknmf.numerics.kernels import Array
+from dasknmf.numerics.kernels import Array, Slab
 from dasknmf.numerics.losses import Loss
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.terms import Normal, Split, Terms
+
+Rows = tuple[Array, ...]  # one block for each model of the ensemble
+Gains = tuple[float, ...] | None
 
 
 class Solver(ABC):
@@ -20,16 +23,21 @@ class Solver(ABC):
     needs
         Kinds of terms it can work from; a loss of another kind is refused at construction.
     monotone
-        Whether an update can't raise the penalised objective (up to rounding).
+        Whether an update can't raise the penalised objective (up to rounding). Where it can, the
+        loop takes such a step back.
     carries_rows
         Whether a row update starts from the rows of the pass before. Otherwise the rows are a
         function of V and H alone, and nothing about them is kept between passes.
+    takes_waves
+        Whether terms of slabs that met different H may be added up, so that H can move after each
+        group of slabs instead of once a pass.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[type, ...]] = (Normal, Split)
     monotone: ClassVar[bool] = True
     carries_rows: ClassVar[bool] = True
+    takes_waves: ClassVar[bool] = False
 
     @abstractmethod
     def update(self, F: Array, terms: Terms) -> Array:
@@ -50,6 +58,32 @@ class Solver(ABC):
         which is at hand.
         """
         return self
+
+    def at(self, reads: float) -> Solver:
+        """Settings for a point of a fit that began from nothing: ``reads`` of V so far."""
+        return self
+
+    def safer(self, times: int) -> Solver:
+        """A more careful solver, after ``times`` steps that raised the objective."""
+        return self
+
+    def safest(self) -> Solver:
+        """A solver whose steps can't raise the objective."""
+        return self
+
+    def visit(
+        self, loss: Loss, V: Slab, old: Rows, fixed: Rows, penalty: Penalty, gains: Gains = None
+    ) -> tuple[Rows, list[Terms]]:
+        """New rows of a slab for every model, and their terms of the other half.
+
+        ``gains``: what rows of each model may leave to gain (:meth:`loosened`); None: nothing.
+        """
+        terms = loss.terms(V, old, fixed)
+        new = tuple(
+            self.loosened(gain).half_step(F, t, penalty)
+            for F, t, gain in zip(old, terms, gains or (0.0,) * len(old), strict=True)
+        )
+        return new, loss.terms(V.T, fixed, new)
 
     def check(self, loss: Loss) -> None:
         """Raise :class:`ParameterError` unless the solver can serve ``loss``."""

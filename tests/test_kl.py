@@ -1,0 +1,260 @@
+"""Kullback-Leibler rows and columns: kernels against their scalar twins, descent, optimality."""
+
+from dataclasses import replace
+
+import naive
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from conftest import planted, sparse_counts
+
+from dasknmf.ensemble import Model, Problem
+from dasknmf.numerics import kernels
+from dasknmf.numerics.errors import ParameterError
+from dasknmf.numerics.losses import EXACT_ROWS, make_loss
+from dasknmf.numerics.penalties import Penalty
+from dasknmf.numerics.solvers.newton import Newton
+from dasknmf.numerics.terms import Columns, add
+from dasknmf.numerics.work import ModelSums
+
+KL = make_loss("kullback-leibler")
+FREE = Penalty()
+LAYOUTS = {"csr": sp.csr_array, "dense": np.asarray}
+
+
+def counts(rng, rows=9, columns=8, dtype=np.float64):
+    """Counts with a zero row and a zero column."""
+    V = rng.poisson(1.5, (rows, columns)).astype(dtype)
+    V[2] = 0.0
+    V[:, 3] = 0.0
+    V[4] += 1.0  # a row without zeros
+    V[5] += 2.0
+    return V
+
+
+def unpack(packed, k):
+    full = np.zeros((packed.shape[0], k, k))
+    full[:, *np.tril_indices(k)] = packed
+    return full + np.tril(full, -1).transpose(0, 2, 1)
+
+
+def one(V, Ht, penalty=FREE, solver=None):
+    """One visit: rows and terms."""
+    rows, terms = (solver or Newton()).visit(KL, V, (), (Ht,), penalty)
+    return rows[0], terms[0]
+
+
+def descend(V, Ht, passes, solver=None, penalty=FREE, fresh=False):
+    """Objective of every pass of one slab; ends with the factors."""
+    solver = solver or Newton()
+    model, problem = Model(0, Ht, [None], 0.0, 1.0), Problem(KL, penalty)
+    objectives = []
+    for number in range(passes):
+        stage = solver.at(number) if fresh else solver
+        W, terms = one(V, model.short, penalty, stage)
+        objectives.append(terms.value + penalty.value(W) + penalty.value(model.short))
+        careful = stage.safer(model.rejected) if model.rejected else stage
+        model.visit_columns(0, ModelSums(terms, penalty.value(W), 0.0), problem, careful)
+        model.close_pass(problem, solver)
+    return np.array(objectives), W, model.short, model
+
+
+@pytest.mark.parametrize("penalty", [FREE, Penalty(0.7, 0.0), Penalty(0.3, 0.9)], ids=str)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_and_terms_equal_their_scalar_twins(layout, dtype, penalty, rng):
+    V = counts(rng, dtype=dtype)
+    Ht = rng.random((8, 3)).astype(dtype)
+    Ht[1, 0] = 0.0
+    rows, neg, packed, value = kernels.kl_rows(
+        LAYOUTS[layout](V), Ht, (penalty.l1, penalty.l2), EXACT_ROWS, "curvature"
+    )
+    H = Ht.T.astype(float).tolist()
+    expected = [naive.kl_row(v, H, penalty.l1, penalty.l2) for v in V.tolist()]
+    np.testing.assert_allclose(rows, expected, atol=2e-5)
+    assert not rows[2].any()
+    V[2, :] = 0.0
+    live = [i for i in range(9) if i != 2]  # the twin of the loss divides by the model
+    assert value == pytest.approx(
+        naive.divergence(V[live].tolist(), rows[live].tolist(), H, 1), rel=1e-9
+    )
+    numerator, curvature = naive.kl_terms(V.tolist(), rows.tolist(), H)
+    np.testing.assert_allclose(neg, numerator, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(unpack(packed, 3), curvature, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("k", [3, 11])
+def test_soft_rows_share_through_every_component(k, rng):
+    """All components alive (the dense share) give the same sums as few (the scattered one)."""
+    V, Ht = counts(rng, 12), rng.random((8, k)) + 0.1
+    for rule in [(3, 0, 1e-9), EXACT_ROWS]:
+        rows, neg, packed, _ = kernels.kl_rows(sp.csr_array(V), Ht, (0.0, 0.0), rule, "curvature")
+        numerator, curvature = naive.kl_terms(V.tolist(), rows.tolist(), Ht.T.tolist())
+        np.testing.assert_allclose(neg, numerator, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(unpack(packed, k), curvature, rtol=1e-9, atol=1e-12)
+    assert np.sum(rows > 0, axis=1).max() < k or k == 3
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_row_depends_on_nothing_but_itself(layout, rng):
+    V, Ht = counts(rng, 30), rng.random((8, 4))
+    whole = kernels.kl_rows(LAYOUTS[layout](V), Ht, (0.0, 0.0), EXACT_ROWS)[0]
+    for part in (slice(0, 1), slice(7, 20), slice(4, 6)):
+        found = kernels.kl_rows(LAYOUTS[layout](V[part]), Ht, (0.0, 0.0), EXACT_ROWS)[0]
+        np.testing.assert_array_equal(found, whole[part])
+
+
+def test_dense_and_csr_are_the_same_arithmetic(rng):
+    V, Ht = counts(rng, 30), rng.random((8, 4))
+    dense = kernels.kl_rows(V, Ht, (0.1, 0.2), EXACT_ROWS, "curvature")
+    sparse = kernels.kl_rows(sp.csr_array(V), Ht, (0.1, 0.2), EXACT_ROWS, "curvature")
+    for a, b in zip(dense, sparse, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_columns_that_no_component_reaches_cost_but_never_break(layout, rng):
+    V, Ht = counts(rng) + 1.0, rng.random((8, 3))
+    Ht[[0, 6]] = 0.0
+    rows, neg, _, value = kernels.kl_rows(
+        LAYOUTS[layout](V), Ht, (0.0, 0.0), EXACT_ROWS, "gradient"
+    )
+    kept = [1, 2, 3, 4, 5, 7]
+    expected = kernels.kl_rows(V[:, kept], Ht[kept], (0.0, 0.0), EXACT_ROWS)[0]
+    np.testing.assert_allclose(rows, expected, rtol=1e-12)
+    assert np.isfinite(value)
+    assert not neg[[0, 6]].any()
+    nothing = kernels.kl_rows(LAYOUTS[layout](V), np.zeros((8, 3)), (0.0, 0.0), EXACT_ROWS)
+    assert not nothing[0].any()
+    assert np.isfinite(nothing[3])
+
+
+@pytest.mark.parametrize("penalty", [FREE, Penalty(0.5, 0.0), Penalty(0.2, 0.4)], ids=str)
+def test_rows_end_within_the_gap_they_promise(penalty, rng):
+    V, Ht = sparse_counts(rng, 200, 40), rng.random((40, 6))
+    weights = (penalty.l1, penalty.l2)
+    best = kernels.kl_rows(V, Ht, weights, (2, 200, 1e-13))
+    for tol in (1e-2, 1e-4, 1e-7):
+        found = kernels.kl_rows(V, Ht, weights, (2, 60, tol))
+        excess = found[3] + penalty.value(found[0]) - best[3] - penalty.value(best[0])
+        assert -1e-9 * best[3] <= excess <= tol * V.sum()
+
+
+def data(name, rng):
+    if name == "counts":
+        return sparse_counts(rng, 150, 40)
+    if name == "planted":
+        return planted(rng, 100, 25, 4)
+    return sp.csr_array(rng.poisson(planted(rng, 150, 30, 4)).astype(float))
+
+
+@pytest.mark.parametrize("penalty", [FREE, Penalty(0.3, 0.2)], ids=str)
+@pytest.mark.parametrize("solver", [Newton(), Newton(curved=False), Newton(limit=0)], ids=str)
+@pytest.mark.parametrize("name", ["counts", "planted", "poisson"])
+def test_exact_loss_never_rises(name, solver, penalty, rng):
+    V = data(name, rng)
+    objectives, *_, guard = descend(V, rng.random((V.shape[1], 5)), 25, solver, penalty)
+    assert guard.rejected == 0
+    assert np.all(np.diff(objectives) <= 1e-9 * objectives[:-1])
+    assert objectives[-1] < 0.85 * objectives[0]
+
+
+def test_curvature_gets_further_than_em(rng):
+    V = data("poisson", rng)
+    Ht = rng.random((V.shape[1], 4))
+    newton = descend(V, Ht, 15)[0]
+    em = descend(V, Ht, 15, Newton(curved=False))[0]
+    assert newton[-1] < em[-1] - 0.01 * abs(em[-1])
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-3, 1e9])
+def test_scaled_data_give_the_same_iterations(scale, rng):
+    V, Ht = data("counts", rng), rng.random((40, 5))
+    plain = descend(V, Ht, 8, fresh=True)
+    scaled = descend(V * scale, Ht, 8, fresh=True)
+    np.testing.assert_allclose(scaled[0] / scale, plain[0], rtol=1e-9)
+    np.testing.assert_allclose(
+        scaled[2] / np.max(scaled[2]), plain[2] / np.max(plain[2]), atol=1e-6
+    )
+
+
+def test_kkt_at_convergence(rng):
+    V = data("planted", rng)
+    _, W, Ht, _ = descend(V, rng.random((25, 4)), 400, Newton(tol=1e-12))
+    W, terms = one(V, Ht, solver=Newton(tol=1e-12))
+    gradient = np.sum(W, axis=0) - V.T @ (W * 0) - (V / (W @ Ht.T)).T @ W
+    unit = np.sum(W, axis=0)
+    assert np.min(gradient / unit) > -1e-3
+    assert np.max(np.abs(gradient * Ht) / (unit * Ht.max())) < 1e-4
+    assert isinstance(terms, Columns)
+
+
+def test_waves_that_met_different_factors_add_up(rng):
+    """Old statistics with new ones descend, by EM surely: its free energy falls with every wave."""
+    V = data("counts", rng).tocsr()
+    parts = [V[:50], V[50:100], V[100:]]
+    for solver in (Newton(), Newton(curved=False)):
+        Ht = rng.random((40, 5)) + 0.1
+        waves = [one(part, Ht, solver=solver)[1] for part in parts]
+        before = sum(w.value for w in waves)
+        for _ in range(4):
+            for s, part in enumerate(parts):
+                Ht = solver.half_step(Ht, add(waves), FREE)
+                waves[s] = one(part, Ht, solver=solver)[1]
+        after = sum(one(part, Ht)[1].value for part in parts)
+        assert after < 0.9 * before
+
+
+def test_a_sum_without_all_curvatures_has_none(rng):
+    V, Ht = data("counts", rng).tocsr(), rng.random((40, 5))
+    curved, plain = one(V, Ht)[1], one(V, Ht, solver=Newton(curved=False))[1]
+    for parts in ([curved, plain], [plain, curved]):
+        total = add(parts)
+        assert total.curvature is None
+        assert total.pull is None
+        np.testing.assert_allclose(
+            Newton().half_step(Ht, total, FREE), plain.counts / plain.mass, rtol=1e-12
+        )
+
+
+def test_a_step_that_raised_the_objective_is_taken_back(rng):
+    V, Ht = data("counts", rng), rng.random((40, 5))
+    solver, problem = Newton(), Problem(KL, FREE)
+    model = Model(0, Ht, [None], 0.0, 1.0)
+    for loss in (10.0, 11.0):
+        terms = one(V, model.short)[1]._replace(value=loss)
+        model.visit_columns(0, ModelSums(terms, 0.0, 0.0), problem, solver)
+        stepped = model.short
+        model.close_pass(problem, solver)
+        if loss == 10.0:
+            good = terms
+    np.testing.assert_allclose(model.short, good.counts / good.mass, rtol=1e-12)
+    assert np.any(stepped != model.short)
+    assert (model.rejected, model.objectives) == (1, [10.0, 10.0])
+    assert solver.safer(1).box < solver.box
+    assert not solver.safer(3).curved
+
+
+def test_entries_stay_in_the_box_and_zeros_can_leave(rng):
+    V, Ht = data("poisson", rng), rng.random((30, 4)) + 0.5
+    Ht[7, 2] = 0.0
+    terms = one(V, Ht)[1]
+    new = replace(Newton(), box=2.0).half_step(Ht, terms, FREE)
+    assert np.all(new <= np.maximum(2.0 * Ht, 1e-3 * Ht.max(axis=1)[:, None]) * (1 + 1e-12))
+    assert np.all(new[terms.counts > 0] >= 0.5 * Ht[terms.counts > 0] * (1 - 1e-12))
+    pulled = terms._replace(pull=terms.pull + 1e3)
+    assert Newton().half_step(Ht, pulled, FREE)[7, 2] > 0.0
+
+
+def test_zero_data_give_zeros():
+    for V in (np.zeros((4, 5)), sp.csr_array((4, 5))):
+        W, terms = one(V, np.ones((5, 2)))
+        assert not W.any()
+        assert terms.value == 0.0
+        assert not Newton().half_step(np.ones((5, 2)), terms, FREE).any()
+
+
+@pytest.mark.parametrize("beta", [2.0, 0.0, 1.5])
+def test_other_losses_are_refused(beta):
+    with pytest.raises(ParameterError, match="solver='newton' can't minimise beta_loss="):
+        Newton().check(make_loss(beta))
