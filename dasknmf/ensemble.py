@@ -66,15 +66,17 @@ class Model:
         """Take in what a wave brought, and solve the short factor from the sums of all waves.
 
         Where rows solved to ``accuracy`` would raise the objective, the wave keeps its old rows,
-        and the accuracy rises.
+        and the accuracy rises. While waves are missing the short factor waits: it would forget what
+        it knows of the others (sorted rows: 5 % above; text from a sample: two reads more).
         """
         waves = [*self.waves[:wave], sums, *self.waves[wave + 1 :]]
+        if any(found is None for found in waves):
+            self.waves = waves
+            return
         total = add([found for found in waves if found is not None])
         assert total.terms is not None
+        assert problem.squares is not None
         short = half_step(solver, self.short, total.terms, problem.penalty)
-        if problem.squares is None or any(found is None for found in waves):
-            self.waves, self.short = waves, short
-            return
         loss = problem.loss.value(total.terms, short, problem.squares)
         objective = loss + total.penalty + problem.penalty.value(short)
         slack = ROUNDING * np.finfo(np.float64).eps * problem.squares
@@ -89,19 +91,14 @@ class Model:
         self.loss, self.current = loss, objective
 
     def visit_columns(self, wave: int, sums: ModelSums, problem: Problem, solver: Solver) -> None:
-        """The same for losses whose terms have no loss in them but that of the factors they met.
-
-        While waves are missing, the short factor goes two thirds of its way: they know only a part
-        of V, and exact zeros would stay.
-        """
+        """The same for losses whose terms have no loss in them but that of the factors they met."""
         self.waves = [*self.waves[:wave], sums, *self.waves[wave + 1 :]]
-        found = [sums for sums in self.waves if sums is not None]
-        total = add([sums.terms for sums in found])
-        assert total is not None
-        short = half_step(solver, self.short, total, problem.penalty)
+        found = [sums.terms for sums in self.waves if sums is not None]
         if len(found) < len(self.waves):
-            short = ((2.0 * short + self.short) / 3.0).astype(short.dtype)
-        self.short = short
+            return
+        total = add(found)
+        assert total is not None
+        self.short = half_step(solver, self.short, total, problem.penalty)
 
     def close_columns(self, problem: Problem, solver: Solver) -> None:
         """Note the objective of a pass: each wave's at the short factor that it met.
