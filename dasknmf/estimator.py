@@ -45,7 +45,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Number of components k. 'auto': that of W or H where they are given, else n_features.
         None: n_features.
     init : {'auto', 'sample', 'random', 'nndsvd', 'nndsvda', 'nndsvdar', 'custom'} or None, \
-            default='auto'
+            default=None
         Start. 'sample' takes some rows (at most a quarter, at most 5000; from a tenth of the
         chunks where X is a Dask array), lets many random restarts race on them in memory and goes
         on with the best. 'custom' takes W and H from ``fit``, or one of them. The nndsvd family
@@ -124,7 +124,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self,
         n_components: int | str | None = "auto",
         *,
-        init: str | None = "auto",
+        init: str | None = None,
         n_init: int = 1,
         waves: int | str = "auto",
         solver: str = "auto",

@@ -92,3 +92,4 @@ def client(cluster):
 def many_slabs(monkeypatch):
     """Cut small matrices into up to 64 slabs, as large ones are."""
     monkeypatch.setattr("dasknmf.numerics.planning.SMALLEST", 1)
+    monkeypatch.setattr("dasknmf.numerics.planning.SHORTEST", 1)

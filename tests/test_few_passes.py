@@ -207,8 +207,9 @@ def test_rows_that_would_raise_the_objective_are_not_taken(rng):
 
 
 def test_extrapolation_stays_non_negative_and_speeds_up():
-    ahead, momentum = extrapolated(np.array([1.0, 0.1]), np.array([0.5, 1.0]), 0.5)
-    np.testing.assert_allclose(ahead, [1.25, 0.0])
+    new, old = np.array([[1.0, 0.1], [0.1, 0.2]]), np.array([[0.5, 1.0], [1.0, 2.0]])
+    ahead, momentum = extrapolated(new, old, 0.5)
+    np.testing.assert_allclose(ahead, [[1.25, 0.1], [0.0, 0.2]])  # no component becomes zero
     assert momentum == pytest.approx(0.6)
 
 

@@ -23,7 +23,7 @@ from dasknmf.storage.matrices import save_matrix
 
 
 def fit(X, **options):
-    model = NMF(3, tol=0, max_iter=3, random_state=0)
+    model = NMF(3, init="random", waves=1, tol=0, max_iter=3, random_state=0)
     W = model.fit_transform(X, **options)
     return np.asarray(W), model.components_
 
@@ -97,6 +97,7 @@ def V():
 @pytest.fixture(params=list(FORMS))
 def form(request, tmp_path, V, monkeypatch):
     monkeypatch.setattr(planning, "SMALLEST", 2000)  # several slabs for a small matrix
+    monkeypatch.setattr(planning, "SHORTEST", 1)
     name, write = FORMS[request.param]
     write(tmp_path / name, V)
     return tmp_path / name
@@ -142,6 +143,7 @@ def counted(monkeypatch):
 def test_a_sparse_group_is_read_by_ranges_each_value_once_a_pass(tmp_path, V, monkeypatch, kind):
     write_sparse(tmp_path / "x", V, kind)
     monkeypatch.setattr(planning, "SMALLEST", 2000)
+    monkeypatch.setattr(planning, "SHORTEST", 1)
     X = open_matrix(tmp_path / "x")
     slabs = X.npartitions
     assert slabs >= 4

@@ -18,10 +18,12 @@ def extrapolated(new: Array, old: Array, momentum: float) -> tuple[Array, float]
     """A factor ahead of ``new``, along the way that it came from ``old``; and the next momentum.
 
     Rows are solved for it; where the objective rises, the caller takes the step back and brakes.
+    A component is never led to zero, from where it could not come back.
     A. M. S. Ang, N. Gillis: Accelerating nonnegative matrix factorization algorithms using
     extrapolation, Neural Computation 31(2), 2019.
     """
     ahead = np.maximum(new + momentum * (new - old), 0).astype(new.dtype, copy=False)
+    ahead = np.where(ahead.any(axis=0), ahead, new)
     return ahead, min(momentum * FASTER, FASTEST)
 
 

@@ -17,6 +17,7 @@ from numba import njit
 TILE = 64  # rows that march in step: many vector registers, so that loops over lanes pay
 
 ROUND = 4  # sweeps between two packings of the rows that still move
+ROUNDING = 1e-15
 PATIENCE = 12  # sweeps that cost less than the rounds of the active set that they save
 
 # "contract": a product and a sum may become one instruction, always the same one on one machine.
@@ -99,8 +100,9 @@ def _sweep(gram, c, w, sweeps, scale, before, rate, moving):
             inverse = 1.0 / diagonal
             for t in range(TILE):
                 d = moving[t] * max(g[t] * inverse, -w[a, t])
-                w[a, t] += d
                 gained[t] += diagonal * d * d
+                d += w[a, t]
+                w[a, t] = d if d > ROUNDING * w[a, t] else 0.0  # the inverse is off by that much
         still = 0.0
         for t in range(TILE):
             s = gained[t]
