@@ -61,6 +61,8 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         order (``als``; the other solvers have 1). 'auto': up to 8, at least 4 blocks each. It does
         not depend on the cluster; one with more task slots than a wave has blocks is used better
         with fewer waves.
+    compress : bool or 'auto', default='auto'
+        COMPRESSDOC
     solver : {'auto', 'als', 'hals', 'pg', 'mu', 'cd'}, default='auto'
         ``als`` solves every row exactly and carries nothing between passes; ``hals`` (which
         scikit-learn calls 'cd'), ``pg`` and ``mu`` take a few steps a pass. 'auto': ``als`` for
@@ -127,6 +129,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         init: str | None = "auto",
         n_init: int = 1,
         waves: int | str = "auto",
+        compress: bool | str = "auto",
         solver: str = "auto",
         beta_loss: str | float = "frobenius",
         tol: float = 1e-4,
@@ -143,6 +146,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.init = init
         self.n_init = n_init
         self.waves = waves
+        self.compress = compress
         self.solver = solver
         self.beta_loss = beta_loss
         self.tol = tol
@@ -239,6 +243,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 max_iter=int(self.max_iter),
                 keep_rows=keep_rows,
                 waves=parameters.count_waves(self, solver, len(slabs)),
+                compress=parameters.choose_compression(self, request, executor),
                 name=type(self).__name__,
                 callbacks=callbacks,
             )

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dasknmf.compression import Compression
 from dasknmf.ensemble import ACCURACY, Model, Problem, best_of, survivors
 from dasknmf.numerics import random
 from dasknmf.numerics.errors import ClusterError, RowsLostError
@@ -58,13 +59,14 @@ Callback = Callable[[PassInfo], bool | None]
 
 @dataclass(frozen=True)
 class Settings:
-    """One fit. ``waves``: updates of the short factor a pass."""
+    """One fit. ``waves``: updates of the short factor a pass; ``compress``: between passes."""
 
     start: Request
     stop: RelativeChange
     max_iter: int
     keep_rows: bool
     waves: int = 1
+    compress: bool = False
     name: str = "NMF"
     callbacks: tuple[Callback, ...] = ()
 
@@ -132,8 +134,9 @@ def fit(executor: Executor, settings: Settings) -> Result:
                 )  # fmt: skip
                 last = error
     raise ClusterError(
-        f"the fit began {RESTARTS + 1} times, and each time workers died with the rows that "
-        f"solver={settings.solver.name!r} carries. solver='als' carries none."
+        f"the fit began {RESTARTS + 1} times, and each time workers died with rows that "
+        f"solver={settings.solver.name!r} carries between passes. solver='als' with compress=False "
+        "carries none."
     ) from last
 
 
@@ -160,6 +163,9 @@ class _Loop:
             self._accept(self.start.inspection)
         self.rows = self.start.rows
         self.waves = self._make_waves()
+        self.compression = Compression(
+            self.executor, settings.start, settings.stop, self.waves, on=settings.compress
+        )
         self.models = [
             Model(n, short, [None] * len(self.waves), ACCURACY, self.start.relative)
             for n, short in enumerate(self.start.short)
@@ -222,18 +228,21 @@ class _Loop:
         if whole:
             sums = self._whole_pass(number, measured)
         else:
-            self._pass_of_waves()
+            self._pass_of_waves(last)
         best = best_of(self.models)
         self._record(best)
         ended = self._judge(number, best)
         if whole and not (self.settings.solver.carries_rows and (ended or last)):
             self._move_short(number, sums)
         self.models = [best] if ended else survivors(self.models)
+        if not (ended or last or whole or self._wants_residual()):
+            self.compression.refine(self.models, self._problem)
         return ended
 
-    def _pass_of_waves(self) -> None:
+    def _pass_of_waves(self, last: bool) -> None:
         """Visit the waves in turn; every model's short factor moves after each."""
         seen: list[Inspection] = []
+        self.compression.begin(self.models, last)
         solver = self.settings.solver
         for number, slabs in enumerate(self.waves):
             step = replace(
@@ -242,7 +251,7 @@ class _Loop:
                 solver=solver.loosened(min(model.gain for model in self.models)),
                 inspect=self.inspection is None,
             )
-            sums = self.executor.run(step, only=slabs).sums
+            sums = self.compression.visit(step, slabs)
             if sums.inspection is not None:
                 seen.append(sums.inspection)
                 self._look(seen, number)
