@@ -98,8 +98,8 @@ class Compression:
                 taken += 1
         logger.info(
             "%d compressed passes over %d columns: objective foreseen %.9g after %.9g, %s",
-            len(trying[0].objectives), self._probes.shape[1], trying[0].current, models[0].objectives[-1],
-            "taken" if taken else "refused",
+            len(trying[0].objectives), self._probes.shape[1], trying[0].current,
+            models[0].objectives[-1], "taken" if taken else "refused",
         )  # fmt: skip
         gain = models[0].objectives[-1] - (trying[0].current or 0.0)
         self._refused = 0 if taken else self._refused + 1

@@ -62,7 +62,10 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         not depend on the cluster; one with more task slots than a wave has blocks is used better
         with fewer waves.
     compress : bool or 'auto', default='auto'
-        COMPRESSDOC
+        Leave X @ (2k + 10 columns) in memory at each pass, and go on with it between the reads, as
+        long as that gains (dense X, ``als``). History counts reads only, and its losses are those
+        on X. 'auto': where X is a Dask array of 128 MiB or more, has 8 columns for each one kept,
+        and those fit in memory; True pays where reads are slow.
     solver : {'auto', 'als', 'hals', 'pg', 'mu', 'cd'}, default='auto'
         ``als`` solves every row exactly and carries nothing between passes; ``hals`` (which
         scikit-learn calls 'cd'), ``pg`` and ``mu`` take a few steps a pass. 'auto': ``als`` for

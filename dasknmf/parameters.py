@@ -99,9 +99,10 @@ def count_waves(model: NMF, solver: Solver, slabs: int) -> int:
 
 def choose_compression(model: NMF, request: starts.Request, executor: Executor) -> bool:
     """Whether passes go on on compressed rows between the reads."""
-    slabs = executor.slabs
-    if model.compress is False or slabs.sparse or request.solver.needs != (Normal,):
-        if model.compress is True:
+    slabs, forced = executor.slabs, _forces(model.compress)
+    able = request.loss.kind is Normal and not request.solver.carries_rows
+    if not model.compress or slabs.sparse or not able:
+        if forced:
             raise ParameterError(
                 f"compress=True with a sparse X: its {slabs.shape[1]} columns would become fewer, "
                 "but dense ones. Use compress='auto' or False, or a dense X."
@@ -110,10 +111,10 @@ def choose_compression(model: NMF, request: starts.Request, executor: Executor) 
     width = compression.width(request.n_components, min(request.n_init, starts.MODELS), slabs.shape)
     nbytes = slabs.shape[0] * width * slabs.dtype.itemsize
     fits = executor.room is None or nbytes <= executor.room
-    return bool(
-        model.compress is True
-        or compression.pays(slabs.shape, width, slabs.graph is not None, fits)
+    pays = compression.pays(
+        slabs.shape, slabs.dtype.itemsize, width, lazy=slabs.graph is not None, fits=fits
     )
+    return forced or pays
 
 
 def custom_factors(model: NMF, shape: tuple[int, int], k: int, W: Any, H: Any) -> tuple[Any, Any]:
@@ -147,12 +148,16 @@ def _expect_waves(waves: Any, solver: Solver) -> None:
         )
 
 
+def _forces(compress: Any) -> bool:
+    return isinstance(compress, bool | np.bool_) and bool(compress)
+
+
 def _expect_compression(compress: Any, solver: Solver, loss: Loss) -> None:
     if not isinstance(compress, bool | np.bool_) and not (
         isinstance(compress, str) and compress == "auto"
     ):
         raise ParameterError(f"compress={compress!r}; expected True, False or 'auto'.")
-    if compress is True and (solver.carries_rows or loss.kind is not Normal):
+    if _forces(compress) and (solver.carries_rows or loss.kind is not Normal):
         raise ParameterError(
             f"compress=True with solver={solver.name!r} and beta_loss={loss.name!r}: compressed "
             "rows serve least squares with rows that are solved anew in each pass. Use "
