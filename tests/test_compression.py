@@ -129,6 +129,17 @@ def test_noise_is_refused_and_the_fit_is_what_it_would_have_been(rng, alpha):
     assert (np.diff(second.history_["objective"]) <= 0).all()
 
 
+@pytest.mark.parametrize(("current", "taken"), [(0.0, False), (np.inf, True)])
+def test_models_stay_as_they_are_where_nothing_is_to_be_gained(rng, current, taken):
+    _, found, model, problem, _ = one_pass(rng.gamma(1.0, 1.0, (300, 60)))
+    start, short = np.random.default_rng(1).random((60, K)), model.short
+    np.testing.assert_allclose(found._probes @ (found._probes.T @ start), start)
+    model.current = current
+    found.refine([model], problem)
+    assert (model.short is short) is not taken
+    assert (model.current is None) is taken
+
+
 def test_a_promise_that_a_pass_does_not_confirm_is_taken_back(rng):
     _, found, model, problem, order = one_pass(planted(rng, 300, 60, k=K + 2))
     before, short = model.current, model.short
@@ -157,11 +168,11 @@ def test_callbacks_see_reads_of_v_only(rng):
 def test_same_bits_on_threads_and_workers(rng, cluster, counted):
     from distributed import Client, LocalCluster
 
-    X = da.from_array(planted(rng, 600, 200, k=K + 2), chunks=(40, -1))
+    X = da.from_array(planted(rng, 600, 200, k=K + 2), chunks=(75, -1))
     expected, W = fit(X, max_iter=3)
     assert counted
     with LocalCluster(
-        n_workers=1, threads_per_worker=2, host="127.0.0.1", dashboard_address=None
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
     ) as one:
         for workers in (one, cluster):
             with Client(workers) as client:
@@ -213,11 +224,15 @@ def test_what_can_not_be_compressed_is_refused(X, more, what):
         NMF(2, compress="auto", random_state=0, max_iter=2, **more).fit(X)
 
 
-def test_auto_is_for_wide_lazy_matrices_that_fit(rng, counted):
+def test_auto_is_for_wide_lazy_matrices_that_fit(rng, counted, monkeypatch):
     X = planted(rng, 600, 200, k=K + 2)
     lazy = da.from_array(X, chunks=(40, -1))
     for off in (X, lazy[:, :100], lazy[:300]):
         fit(off, "auto", max_iter=2)
+        assert not counted
+    with monkeypatch.context() as full:
+        full.setattr(ThreadsExecutor, "room", 0)
+        fit(lazy, "auto", max_iter=2)
         assert not counted
     assert not compression.pays(cut(lazy).shape, 8, 22, lazy=True, fits=False)
     fit(lazy, "auto", max_iter=2)
