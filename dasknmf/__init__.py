@@ -9,7 +9,7 @@ from dasknmf.numerics.errors import (
     StoreError,
 )
 from dasknmf.numerics.stopping import Outcome
-from dasknmf.passes import PassInfo
+from dasknmf.history import PassInfo
 from dasknmf.results import load
 from dasknmf.storage.matrices import open_matrix
 

@@ -8,7 +8,7 @@ pair at any time, and ``objective`` is its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -51,6 +51,21 @@ class Model:
     good: tuple[float, list[ModelSums | None]] | None = None
     rejected: int = 0
     ahead: Array | None = None
+    stand_ins: frozenset[int] = frozenset()  # waves whose sums come from compressed data
+    exact: Model | None = None  # what to go back to if those promised too much
+    trusting: bool = True  # that compressed data help
+
+    def copy(self) -> Model:
+        """A model that goes on from the same short factor, with nothing seen yet."""
+        unseen: list[ModelSums | None] = [None] * len(self.waves)
+        return Model(self.number, self.short, unseen, self.accuracy, self.relative)
+
+    def take_over(self, other: Model) -> None:
+        """Go on from what ``other`` found on compressed data, until a pass has seen V again."""
+        self.exact = replace(self)
+        self.waves, self.short, self.accuracy = other.waves, other.short, other.accuracy
+        self.stand_ins = frozenset(range(len(self.waves)))
+        self.current, self.ahead, self.momentum = None, None, 0.5
 
     @property
     def target(self) -> Array:
@@ -77,6 +92,10 @@ class Model:
         assert total.terms is not None
         assert problem.squares is not None
         short = half_step(solver, self.short, total.terms, problem.penalty)
+        self.stand_ins -= {wave}
+        if self.stand_ins:
+            self.waves, self.short = waves, short
+            return
         loss = problem.loss.value(total.terms, short, problem.squares)
         objective = loss + total.penalty + problem.penalty.value(short)
         slack = ROUNDING * np.finfo(np.float64).eps * problem.squares
@@ -126,12 +145,22 @@ class Model:
             self.close_columns(problem, solver)
             return
         assert self.current is not None
+        self._confirm()
         if self.objectives:
             fell = (self.objectives[-1] - self.current) / (abs(self.current) or 1.0)
             self.accuracy = min(self.accuracy, max(0.01 * fell, 0.0))
         self.objectives.append(self.current)
         if problem.squares:
             self.relative = 2.0 * self.loss / problem.squares
+
+    def _confirm(self) -> None:
+        """Go back to the last exact state, if what compressed data promised is no better."""
+        exact, self.exact = self.exact, None
+        if exact is None or exact.current is None or self.current <= exact.current:  # type: ignore[operator]
+            return
+        self.waves, self.short, self.accuracy = exact.waves, exact.short, exact.accuracy
+        self.loss, self.current, self.ahead = exact.loss, exact.current, None
+        self.trusting = False
 
     def measure(self, sums: ModelSums, problem: Problem, *, residual: bool) -> None:
         """Note the objective of the factors from which ``sums`` were formed."""

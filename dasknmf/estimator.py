@@ -44,13 +44,12 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     n_components : int, None or 'auto', default='auto'
         Number of components k. 'auto': that of W or H where they are given, else n_features.
         None: n_features.
-    init : {'auto', 'sample', 'random', 'nndsvd', 'nndsvda', 'nndsvdar', 'custom'} or None, \
-            default=None
-        Start. 'sample' takes some rows (at most a quarter, at most 5000; from a tenth of the
-        chunks where X is a Dask array), lets many random restarts race on them in memory and goes
-        on with the best. 'custom' takes W and H from ``fit``, or one of them. The nndsvd family
-        costs two reads of X. 'auto' and None: 'sample' for ``als``, else 'nndsvda' ('random' where
-        n_components > min(n_samples, n_features), or n_init > 1).
+    init : {'auto', 'sample', 'random', 'nndsvd', 'nndsvda', 'nndsvdar', 'custom'}, default=None
+        Start. 'sample': restarts race in memory on some rows, and the best goes on. The rows come
+        from a tenth of the chunks, or are drawn by their norms in one read (sparse and uneven X,
+        Kullback-Leibler). 'custom' takes W and H from ``fit``, or one of them. The nndsvd family
+        costs two reads. 'auto' and None: 'sample' for ``als`` and ``newton``, else 'nndsvda'
+        ('random' where n_components > min(n_samples, n_features), or n_init > 1).
     n_init : int, default=1
         Starts. They share every read of X: all of them race on the sample, and at most 4 go on
         to X itself; with init='random' all do. After each pass the better half goes on, and always
@@ -58,15 +57,20 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         cost no read and end with no higher objective.
     waves : int or 'auto', default='auto'
         Updates of the components per pass over X, each after a group of row blocks in a seeded
-        order (``als``; the other solvers have 1). 'auto': up to 8, at least 4 blocks each. It does
-        not depend on the cluster; one with more task slots than a wave has blocks is used better
-        with fewer waves.
+        order (``als`` and ``newton``; the others have 1). 'auto': up to 8, of at least 4 blocks. A
+        cluster with more task slots than a wave has blocks is used better with fewer waves.
+    compress : bool or 'auto', default='auto'
+        Leave X @ (2k + 10 columns) in memory at each pass, and go on with it between the reads, as
+        long as that gains (dense X, ``als``). History counts reads only, and its losses are those
+        on X. 'auto': where X is a Dask array of 128 MiB or more, has 8 columns for each one kept,
+        and those fit in memory; True pays where reads are slow.
     solver : {'auto', 'als', 'newton', 'hals', 'pg', 'mu', 'cd'}, default='auto'
         ``als`` solves every row exactly and carries nothing between passes; ``hals`` (which
-        scikit-learn calls 'cd'), ``pg`` and ``mu`` take a few steps a pass. 'auto': ``als`` for
-        'frobenius', else ``mu``.
+        scikit-learn calls 'cd'), ``pg`` and ``mu`` take a few steps a pass. ``newton`` is
+        Kullback-Leibler's: exact rows, columns by curvature. 'auto': ``als`` for 'frobenius',
+        ``newton`` for 'kullback-leibler', else ``mu``.
     beta_loss : float or {'frobenius', 'kullback-leibler', 'itakura-saito'}, default='frobenius'
-        Loss. Other than 'frobenius' needs ``mu``; beta <= 0 needs X > 0.
+        Loss. beta <= 0 needs X > 0.
     tol : float, default=1e-4
         Stop when the objective falls by at most ``tol`` of itself per update of the components
         (``tol * waves`` per pass) in each of two passes in a row. 0: run ``max_iter`` passes.
@@ -127,6 +131,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         init: str | None = None,
         n_init: int = 1,
         waves: int | str = "auto",
+        compress: bool | str = "auto",
         solver: str = "auto",
         beta_loss: str | float = "frobenius",
         tol: float = 1e-4,
@@ -143,6 +148,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.init = init
         self.n_init = n_init
         self.waves = waves
+        self.compress = compress
         self.solver = solver
         self.beta_loss = beta_loss
         self.tol = tol
@@ -240,6 +246,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 max_iter=int(self.max_iter),
                 keep_rows=keep_rows,
                 waves=waves,
+                compress=parameters.choose_compression(self, request, executor),
                 name=type(self).__name__,
                 callbacks=callbacks,
             )

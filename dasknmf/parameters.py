@@ -10,13 +10,15 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.utils import check_random_state
 
-from dasknmf.numerics import planning
+from dasknmf.numerics import compression, planning
 from dasknmf.numerics.errors import FactorWarning, ParameterError, warn
 from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.losses import Loss, make_loss
 from dasknmf.numerics.penalties import make_penalties
 from dasknmf.numerics.solvers import Solver, make_solver
+from dasknmf.numerics.terms import Normal
 from dasknmf.parallel import starts
+from dasknmf.parallel.executors import Executor
 
 if TYPE_CHECKING:
     from dasknmf.estimator import NMF
@@ -51,6 +53,7 @@ def check(model: NMF) -> tuple[Loss, Solver]:
     check_random_state(model.random_state)
     _expect_waves(model.waves, solver)
     _expect_starts(model, solver)
+    _expect_compression(model.compress, solver, loss)
     if solver.name == "mu" and model.init == "nndsvd":
         warn(
             "solver='mu' can't move the exact zeros of init='nndsvd'. Use 'nndsvda' or 'nndsvdar'.",
@@ -94,6 +97,26 @@ def count_waves(model: NMF, solver: Solver, slabs: int) -> int:
     return min(int(model.waves), slabs)
 
 
+def choose_compression(model: NMF, request: starts.Request, executor: Executor) -> bool:
+    """Whether passes go on on compressed rows between the reads."""
+    slabs, forced = executor.slabs, _forces(model.compress)
+    able = request.loss.kind is Normal and not request.solver.carries_rows
+    if not model.compress or slabs.sparse or not able:
+        if forced:
+            raise ParameterError(
+                f"compress=True with a sparse X: its {slabs.shape[1]} columns would become fewer, "
+                "but dense ones. Use compress='auto' or False, or a dense X."
+            )
+        return False
+    width = compression.width(request.n_components, min(request.n_init, starts.MODELS), slabs.shape)
+    nbytes = slabs.shape[0] * width * slabs.dtype.itemsize
+    fits = executor.room is None or nbytes <= executor.room
+    pays = compression.pays(
+        slabs.shape, slabs.dtype.itemsize, width, lazy=slabs.graph is not None, fits=fits
+    )
+    return forced or pays
+
+
 def custom_factors(model: NMF, shape: tuple[int, int], k: int, W: Any, H: Any) -> tuple[Any, Any]:
     """Check W and H against the data; (None, None) unless they are to be used."""
     if model.init != "custom":
@@ -122,6 +145,23 @@ def _expect_waves(waves: Any, solver: Solver) -> None:
         raise ParameterError(
             f"waves={waves} needs rows that are solved anew in each pass, which "
             f"solver={solver.name!r} does not. Use solver='als' or 'newton', or waves='auto'."
+        )
+
+
+def _forces(compress: Any) -> bool:
+    return isinstance(compress, bool | np.bool_) and bool(compress)
+
+
+def _expect_compression(compress: Any, solver: Solver, loss: Loss) -> None:
+    if not isinstance(compress, bool | np.bool_) and not (
+        isinstance(compress, str) and compress == "auto"
+    ):
+        raise ParameterError(f"compress={compress!r}; expected True, False or 'auto'.")
+    if _forces(compress) and (solver.carries_rows or loss.kind is not Normal):
+        raise ParameterError(
+            f"compress=True with solver={solver.name!r} and beta_loss={loss.name!r}: compressed "
+            "rows serve least squares with rows that are solved anew in each pass. Use "
+            "solver='als' with beta_loss='frobenius', or compress='auto'."
         )
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from dasknmf.compression import Compression
 from dasknmf.ensemble import ACCURACY, Model, Problem, best_of, survivors
+from dasknmf.history import Callback, History, PassInfo
 from dasknmf.numerics import random
 from dasknmf.numerics.errors import ClusterError, RowsLostError
 from dasknmf.numerics.inspection import Inspection
@@ -40,31 +41,15 @@ EXACT_BELOW = {np.dtype(np.float32): 1e-13, np.dtype(np.float64): 1e-15}
 
 
 @dataclass(frozen=True)
-class PassInfo:
-    """What a callback gets after each pass."""
-
-    number: int
-    max_iter: int
-    reads: float
-    loss: float
-    objective: float
-    relative_error: float
-    seconds: float
-    phase: str
-
-
-Callback = Callable[[PassInfo], bool | None]
-
-
-@dataclass(frozen=True)
 class Settings:
-    """One fit. ``waves``: updates of the short factor a pass."""
+    """One fit. ``waves``: updates of the short factor a pass; ``compress``: between passes."""
 
     start: Request
     stop: RelativeChange
     max_iter: int
     keep_rows: bool
     waves: int = 1
+    compress: bool = False
     name: str = "NMF"
     callbacks: tuple[Callback, ...] = ()
 
@@ -82,26 +67,6 @@ class Settings:
     def penalties(self) -> tuple[Penalty, Penalty]:
         """Of the rows, of the short factor."""
         return self.start.penalties
-
-
-@dataclass
-class History:
-    """One entry a pass; ``loss`` and ``objective`` are those of the best model of that pass."""
-
-    loss: list[float] = field(default_factory=list)
-    objective: list[float] = field(default_factory=list)
-    relative_error: list[float] = field(default_factory=list)
-    reads: list[float] = field(default_factory=list)
-    models: list[int] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-
-    def as_arrays(self) -> dict[str, Array]:
-        """Columns for a data frame or a plot."""
-        columns: dict[str, Array] = {"pass": np.arange(1, len(self.loss) + 1)}
-        columns["models"] = np.array(self.models, dtype=np.int64)
-        for name in ("reads", "loss", "objective", "relative_error", "seconds"):
-            columns[name] = np.array(getattr(self, name), dtype=np.float64)
-        return columns
 
 
 @dataclass(frozen=True)
@@ -132,8 +97,9 @@ def fit(executor: Executor, settings: Settings) -> Result:
                 )  # fmt: skip
                 last = error
     raise ClusterError(
-        f"the fit began {RESTARTS + 1} times, and each time workers died with the rows that "
-        f"solver={settings.solver.name!r} carries. solver='als' carries none."
+        f"the fit began {RESTARTS + 1} times, and each time workers died with rows that "
+        f"solver={settings.solver.name!r} carries between passes. solver='als' with compress=False "
+        "carries none."
     ) from last
 
 
@@ -162,6 +128,9 @@ class _Loop:
             self._accept(self.start.inspection)
         self.rows = self.start.rows
         self.waves = self._make_waves()
+        self.compression = Compression(
+            self.executor, settings.start, settings.stop, self.waves, on=settings.compress
+        )
         self.models = [
             Model(n, short, [None] * len(self.waves), ACCURACY, self.start.relative)
             for n, short in enumerate(self.start.short)
@@ -224,18 +193,21 @@ class _Loop:
         if whole:
             sums = self._whole_pass(number, measured)
         else:
-            self._pass_of_waves(number)
+            self._pass_of_waves(number, last)
         best = best_of(self.models)
         self._record(best)
         ended = self._judge(number, best)
         if whole and not (self.settings.solver.carries_rows and (ended or last)):
             self._move_short(number, sums)
         self.models = [best] if ended else survivors(self.models)
+        if not (ended or last or whole or self._wants_residual()):
+            self.compression.refine(self.models, self._problem)
         return ended
 
-    def _pass_of_waves(self, of: int) -> None:
+    def _pass_of_waves(self, of: int, last: bool) -> None:
         """Visit the waves in turn; every model's short factor moves after each."""
         seen: list[Inspection] = []
+        self.compression.begin(self.models, last)
         for number, slabs in enumerate(self.waves):
             solver = self._at(of - 1 + number / len(self.waves))
             step = replace(
@@ -245,7 +217,7 @@ class _Loop:
                 gains=tuple(model.gain for model in self.models),
                 inspect=self.inspection is None,
             )
-            sums = self.executor.run(step, only=slabs).sums
+            sums = self.compression.visit(step, slabs)
             if sums.inspection is not None:
                 seen.append(sums.inspection)
                 self._look(seen, number)

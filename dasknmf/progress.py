@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from tqdm.auto import tqdm
 
-from dasknmf.passes import Callback, PassInfo
+from dasknmf.history import Callback, PassInfo
 
 LOG_INTERVAL = 10.0  # seconds between updates where they are lines of a log, not a moving bar
 

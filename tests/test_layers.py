@@ -11,7 +11,7 @@ ROOT = Path(dasknmf.__file__).parent
 LAYERS = [
     {"numerics"},
     {"parallel", "storage"},
-    {"passes", "ensemble"},
+    {"passes", "ensemble", "history", "compression"},
     {"estimator", "parameters", "results", "progress"},
     {"cli", "cli_cluster", "plotting", "__init__"},
 ]

@@ -104,6 +104,13 @@ class ClusterExecutor(Executor):
         self._runs: list[str] = []
         self._count = 0
 
+    @property
+    def room(self) -> int | None:
+        """A quarter of the workers' memory."""
+        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        limits = [worker["memory_limit"] for worker in workers]
+        return sum(limits) // 4 if limits and all(limits) else None
+
     def _run(
         self, work: Work, rows: Carried | None, places: Sequence[Place], keep: bool, load: bool
     ) -> Visit:

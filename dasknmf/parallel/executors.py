@@ -83,6 +83,11 @@ class Executor(ABC):
             handles[place.slab] = handle
         return Carried(tuple(handles))
 
+    @property
+    @abstractmethod
+    def room(self) -> int | None:
+        """Bytes that carried rows may take beside the slabs; None: as many as they need."""
+
     @abstractmethod
     def _run(
         self, work: Work, rows: Carried | None, places: Sequence[Place], keep: bool, load: bool
@@ -133,11 +138,16 @@ class ThreadsExecutor(Executor):
 
     def __init__(self, slabs: Slabs, budget: int = 0) -> None:
         super().__init__(slabs)
-        self._room = budget
+        self._budget = self._room = budget
         self._lock = Lock()
         self._blocks: list[Any] = [None] * len(slabs)
         if slabs.graph is None:
             self._blocks = list(slabs.blocks)
+
+    @property
+    def room(self) -> int | None:
+        """Half of what slabs may take; slabs given in memory say nothing about it."""
+        return None if self.slabs.graph is None else self._budget // 2
 
     @staticmethod
     def slots() -> int:

@@ -57,10 +57,10 @@ def _csr_parts(V: Slab) -> tuple[Array, Array, Array]:
 
 
 def unit_of(*factors: Array) -> float:
-    """Give the power of two next to the product of the factors' maxima (1 where one is zero)."""
+    """Give the power of two next to the product of the factors' largest (1 where one is zero)."""
     exponent = 0
     for factor in factors:
-        largest = float(np.max(factor, initial=0.0))
+        largest = max(float(np.max(factor, initial=0.0)), -float(np.min(factor, initial=0.0)))
         if largest > 0:
             exponent += int(np.frexp(largest)[1])
     return float(np.ldexp(1.0, min(max(exponent, -1000), 1000)))
