@@ -36,6 +36,7 @@ SOLVERS, FITS, PIECES = "test_solvers.py", "test_fits.py", "test_kernels.py"
 TWIN = f"{SOLVERS}::test_update_equals_its_scalar_twin"
 VALUE = f"{SOLVERS}::test_value_of_the_loss_equals_its_scalar_twin"
 KKT = f"{SOLVERS}::test_exact_rows_satisfy_kkt_even_when_ill_conditioned"
+WAVES = "test_few_passes.py::test_waves_are_block_coordinate_descent"
 DESCENT = f"{FITS}::test_the_objective_never_rises_and_is_that_of_the_returned_pair"
 LAYOUT = f"{FITS}::test_one_result_for_every_layout[als-2-uneven slabs-float64]"
 
@@ -92,17 +93,36 @@ MUTANTS = [
         "factor = unit ** (beta - 1.0)", "factor = unit**beta", TWIN,
     ),
     Mutant(
-        "rows may go below zero", ROWS,
-        "d = moving[t] * max(g[t] / gram[a, a], -w[a, t])",
-        "d = moving[t] * (g[t] / gram[a, a])", TWIN,
+        "coordinate steps too long", ROWS,
+        "inverse = 1.0 / diagonal", "inverse = 1.5 / diagonal", TWIN,
     ),
     Mutant(
         "descent uses a stale residual", ROWS,
         "g[t] -= factor * w[b, t]", "g[t] -= factor * w[b, t] if b >= a else 0.0", TWIN,
     ),
     Mutant(
-        "blocked coefficient stays free by rounding", ROWS,
-        "w[first, t] = 0.0", "w[first, t] *= 1.0", KKT,
+        "rows that raise the objective are taken", "ensemble.py",
+        "objective > self.current + slack", "objective > 1e9 * self.current + slack",
+        "test_few_passes.py::test_rows_that_would_raise_the_objective_are_not_taken",
+    ),
+    Mutant(
+        "a wave's old sums stay beside its new ones", "ensemble.py",
+        "waves = [*self.waves[:wave], sums, *self.waves[wave + 1 :]]\n        if any",
+        "waves = [*self.waves[:wave], sums, *self.waves[wave:]]\n        if any", WAVES,
+    ),
+    Mutant(
+        "extrapolation forgets its bound", "numerics/stopping.py",
+        "np.maximum(new + momentum * (new - old), 0)", "(new + momentum * (new - old))", WAVES,
+    ),
+    Mutant(
+        "rows are drawn by the slab's own numbers", "numerics/work.py",
+        '"draw", 0, place.start, place.stop, 1)', '"draw", 0, 0, place.stop - place.start, 1)',
+        "test_few_passes.py::test_drawn_rows_depend_on_norms_and_numbers_not_on_slabs",
+    ),
+    Mutant(
+        "counts of EM without the factor they met", "numerics/solvers/newton.py",
+        "Columns(Ht * neg, mass", "Columns(neg, mass",
+        "test_kl.py::test_waves_that_met_different_factors_add_up",
     ),
     Mutant(
         "bound coefficients are never freed", ROWS,
@@ -140,8 +160,8 @@ MUTANTS = [
     ),
     Mutant(
         "penalty of the rows on the short factor", "passes.py",
-        "short = solver.half_step(short, terms, settings.penalties[1])",
-        "short = solver.half_step(short, terms, settings.penalties[0])",
+        "Problem(self.settings.loss, self.settings.penalties[1], squares)",
+        "Problem(self.settings.loss, self.settings.penalties[0], squares)",
         f"{FITS}::test_kkt_conditions_hold_at_convergence[als-2.0-400-L2]",
     ),
     Mutant(
@@ -165,7 +185,7 @@ MUTANTS = [
     ),
     Mutant(
         "every slab draws the same random rows", "numerics/random.py",
-        "counter = start * (words // 4)", "counter = 0",
+        "start * (words // 4)).random", "0).random",
         f"{PIECES}::test_random_rows_do_not_depend_on_the_slabs",
     ),
     Mutant(
@@ -175,9 +195,9 @@ MUTANTS = [
         "test_sklearn.py::test_nndsvd_starts_near_the_data_and_scikit_learns_start",
     ),
     Mutant(
-        "the reported loss belongs to other factors", "passes.py",
-        "loss = settings.loss.value(sums.terms, short, inspection.squares)",
-        "loss = settings.loss.value(sums.terms, short * 1.0001, inspection.squares)", DESCENT,
+        "the reported loss belongs to other factors", "ensemble.py",
+        "loss = problem.loss.value(total.terms, short, problem.squares)",
+        "loss = problem.loss.value(total.terms, short * 1.0001, problem.squares)", WAVES,
     ),
     Mutant(
         "one slab of a Dask array read twice, one not at all", "parallel/slabs.py",
