@@ -10,7 +10,6 @@ import numpy as np
 
 from dasknmf.numerics.kernels import Array
 
-
 FASTER, FASTEST = 1.2, 2.5
 BRAKE = 0.7  # of the momentum, after a step that had to be taken back
 
