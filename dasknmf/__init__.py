@@ -7,6 +7,7 @@ from dasknmf.numerics.errors import (
     FactorWarning,
     ParameterError,
     StoreError,
+    TooLargeError,
 )
 from dasknmf.numerics.stopping import Outcome
 from dasknmf.passes import PassInfo
@@ -24,6 +25,7 @@ __all__ = [
     "ParameterError",
     "PassInfo",
     "StoreError",
+    "TooLargeError",
     "load",
     "open_matrix",
 ]

@@ -175,6 +175,8 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         ------
         DataError, ParameterError
             Both are ValueError. The estimator is then as it was before.
+        TooLargeError
+            The fit would run out of memory; nothing was read. A MemoryError.
         """
         self._fit(X, W, H, client, keep_rows=False)
         return self
@@ -232,13 +234,14 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             callbacks = tuple(self.callbacks or ())
             if self.verbose:
                 callbacks += (stack.enter_context(progress.bar(self.max_iter)),)
-            executor = stack.enter_context(make_executor(slabs, client))
+            job = parameters.make_job(self, solver, k, len(slabs), keep_rows=keep_rows)
+            executor = stack.enter_context(make_executor(slabs, client, job))
             settings = passes.Settings(
                 start=request,
                 stop=RelativeChange(float(self.tol)),
                 max_iter=int(self.max_iter),
                 keep_rows=keep_rows,
-                waves=parameters.count_waves(self, solver, len(slabs)),
+                waves=job.waves,
                 name=type(self).__name__,
                 callbacks=callbacks,
             )

@@ -14,8 +14,10 @@ from dasknmf.numerics import planning
 from dasknmf.numerics.errors import FactorWarning, ParameterError, warn
 from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.losses import Loss, make_loss
+from dasknmf.numerics.memory import Job
 from dasknmf.numerics.penalties import make_penalties
 from dasknmf.numerics.solvers import Solver, make_solver
+from dasknmf.numerics.terms import Split
 from dasknmf.parallel import starts
 
 if TYPE_CHECKING:
@@ -92,6 +94,19 @@ def count_waves(model: NMF, solver: Solver, slabs: int) -> int:
     if model.waves == "auto":
         return 1 if solver.carries_rows else planning.count_waves(slabs)
     return min(int(model.waves), slabs)
+
+
+def make_job(model: NMF, solver: Solver, k: int, slabs: int, *, keep_rows: bool) -> Job:
+    """What the memory plan has to know of a fit."""
+    init = "sample" if model.init in (None, "auto") and not solver.carries_rows else model.init
+    return Job(
+        k=k,
+        models=min(int(model.n_init), starts.MODELS) if init == "sample" else int(model.n_init),
+        waves=count_waves(model, solver, slabs),
+        carries_rows=solver.carries_rows,
+        split=make_loss(model.beta_loss).kind is Split,
+        keep_rows=keep_rows,
+    )
 
 
 def custom_factors(model: NMF, shape: tuple[int, int], k: int, W: Any, H: Any) -> tuple[Any, Any]:
