@@ -19,6 +19,7 @@ from dask.optimization import cull
 from dasknmf.numerics import planning
 from dasknmf.numerics.errors import DataError
 
+Sizes = tuple[Sequence[int], Sequence[int]]  # heights and widths of a grid of chunks
 Grid = Sequence[Sequence[Any]]  # chunks of one slab, or their keys, laid out as in X
 
 
@@ -35,40 +36,40 @@ def work_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float32 if kind == "f" and dtype.itemsize <= 4 else np.float64)
 
 
-def assemble(blocks: Grid, transposed: bool, dtype: np.dtype[Any]) -> Any:
+def assemble(blocks: Grid, sizes: Sizes, transposed: bool, dtype: np.dtype[Any]) -> Any:
     """Put a grid of chunks together into one slab: C-contiguous, or CSR without duplicates."""
     grid = [[_checked_chunk(b) for b in row] for row in blocks]
     if any(sp.issparse(b) for row in grid for b in row):
         whole = grid[0][0] if len(grid) == len(grid[0]) == 1 else sp.block_array(grid)
+        _expect_shape(whole, (sum(sizes[0]), sum(sizes[1])))
         return as_csr(whole.T if transposed else whole, dtype)
     if len(grid) == len(grid[0]) == 1:
         whole = grid[0][0]
+        _expect_shape(whole, (sizes[0][0], sizes[1][0]))
         return np.require(whole.T if transposed else whole, dtype=dtype, requirements=["C", "A"])
-    heights = tuple(row[0].shape[0] for row in grid)
-    widths = tuple(block.shape[1] for block in grid[0])
-    return _filled((heights, widths), (b for row in grid for b in row), transposed, dtype)
+    return _filled(sizes, (b for row in grid for b in row), transposed, dtype)
 
 
-def _filled(
-    sizes: tuple[Sequence[int], Sequence[int]],
-    chunks: Iterator[Any],
-    transposed: bool,
-    dtype: np.dtype[Any],
-) -> Any:
+def _filled(sizes: Sizes, chunks: Iterator[Any], transposed: bool, dtype: np.dtype[Any]) -> Any:
     """Copy dense chunks, as they come row by row, to their places in one slab."""
     rows, columns = (list(pairwise((0, *accumulate(along)))) for along in sizes)
     slab = np.empty((rows[-1][1], columns[-1][1])[:: -1 if transposed else 1], dtype)
     whole = slab.T if transposed else slab
     for (top, bottom), (left, right) in product(rows, columns):
         chunk = next(chunks)
-        if chunk.shape != (bottom - top, right - left):
-            raise DataError(
-                f"a chunk of X has shape {chunk.shape}; expected {(bottom - top, right - left)}, "
-                "as its Dask array says. Correct its chunks, e.g. X.compute_chunk_sizes()."
-            )
+        _expect_shape(chunk, (bottom - top, right - left))
         whole[top:bottom, left:right] = chunk
         del chunk
     return slab
+
+
+def _expect_shape(chunk: Any, expected: tuple[int, int]) -> None:
+    """Refuse what would otherwise be stretched, or shift the rows behind it."""
+    if chunk.shape != expected:
+        raise DataError(
+            f"a chunk of X has shape {chunk.shape}; expected {expected}, as its Dask array says. "
+            "Correct the array's chunks, e.g. by X.compute_chunk_sizes()."
+        )
 
 
 def _checked_chunk(chunk: Any) -> Any:
@@ -100,6 +101,11 @@ class Layout(NamedTuple):
     heights: tuple[int, ...]
     widths: tuple[int, ...]
 
+    @property
+    def sizes(self) -> Sizes:
+        """Heights and widths."""
+        return self.heights, self.widths
+
 
 class Recipe(NamedTuple):
     """How a task loads one slab by itself: the part of the graph that makes its chunks.
@@ -118,12 +124,13 @@ class Recipe(NamedTuple):
         """Give the slab."""
         if self.layout is None:
             return dask.get(self.graph, self.key)
-        chunks = self._chunks(self.layout)
+        chunks: Iterator[Any] = self._chunks(self.layout)
         first = next(chunks)
         if sp.issparse(first):  # X said dense: COO chunks have numpy's meta
             return dask.get(self.graph, self.key)
-        sizes = self.layout.heights, self.layout.widths
-        return _filled(sizes, chain(_popped([first]), chunks), self.transposed, self.dtype)
+        return _filled(
+            self.layout.sizes, chain(_popped([first]), chunks), self.transposed, self.dtype
+        )
 
     def _chunks(self, layout: Layout) -> Iterator[Any]:
         """Chunks row by row; small ones are made several at a time, at most a batch of bytes."""

@@ -83,7 +83,7 @@ def from_memory(X: Any, transposed: bool) -> Slabs:
     dtype = work_dtype(X.dtype)
     shape = (X.shape[1], X.shape[0]) if transposed else (X.shape[0], X.shape[1])
     sparse = sp.issparse(X)
-    whole = assemble([[X]], transposed, dtype)
+    whole = assemble([[X]], ((X.shape[0],), (X.shape[1],)), transposed, dtype)
     total = _nbytes(whole)
     chunks = planning.even_chunks(shape[0], -(-total // shape[0]))
     edges = (0, *accumulate(chunks))
@@ -107,12 +107,13 @@ def from_dask(X: da.Array, transposed: bool, *, merge: bool = True) -> Slabs:
         logger.info("%d chunks of rows are read as %d slabs", len(along), len(groups))
     X, graph = _graph_of(X)
     name = f"slab-{tokenize(X.name, transposed, dtype, groups)}"
-    make = partial(assemble, transposed=transposed, dtype=dtype)
     ends = tuple(accumulate(groups))
     layouts = []
     for i, (members, end) in enumerate(zip(groups, ends, strict=True)):
-        layouts.append(_layout(X, graph, range(end - members, end), transposed))
-        graph[(name, i)] = (make, layouts[-1].grid)
+        layout = _layout(X, graph, range(end - members, end), transposed)
+        make = partial(assemble, sizes=layout.sizes, transposed=transposed, dtype=dtype)
+        graph[(name, i)] = (make, layout.grid)
+        layouts.append(layout)
     rows_before = (0, *accumulate(along))
     edges = (0, *(rows_before[end] for end in ends))
     blocks = tuple((name, i) for i in range(len(groups)))
