@@ -1,15 +1,16 @@
 """Non-negative matrix factorisation of matrices too big for one machine, on Dask and Zarr."""
 
 from dasknmf.estimator import NMF
+from dasknmf.history import PassInfo
 from dasknmf.numerics.errors import (
     ClusterError,
     DataError,
     FactorWarning,
     ParameterError,
     StoreError,
+    TooLargeError,
 )
 from dasknmf.numerics.stopping import Outcome
-from dasknmf.history import PassInfo
 from dasknmf.results import load
 from dasknmf.storage.matrices import open_matrix
 
@@ -24,6 +25,7 @@ __all__ = [
     "ParameterError",
     "PassInfo",
     "StoreError",
+    "TooLargeError",
     "load",
     "open_matrix",
 ]

@@ -1,4 +1,4 @@
-"""The command line: ``dasknmf fit | transform | info``, also as ``dask nmf ...``.
+"""The command line: ``dasknmf fit | plan | transform | info``, also as ``dask nmf ...``.
 
 Exit codes: 0 done, 1 error, 2 usage.
 """
@@ -19,6 +19,7 @@ import click
 from sklearn.exceptions import ConvergenceWarning
 
 import dasknmf
+from dasknmf import cli_plan
 from dasknmf.cli_cluster import cluster_options, connected
 from dasknmf.numerics.losses import NAMES as LOSSES
 from dasknmf.numerics.solvers import ALIASES, available
@@ -106,14 +107,28 @@ def _show_warning(message: Any, category: Any, *rest: Any, **options: Any) -> No
     click.echo(f"warning: {message}", err=True)
 
 
+def _fit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What a fit and its plan have in common."""
+    rank = click.IntRange(min=1)
+    starts = click.Choice([name for name in STARTS if name != "custom"])
+    options = [
+        click.argument("matrix"),
+        click.option("-k", "--n-components", type=rank, required=True, help="Rank."),
+        click.option("--component", metavar="PATH", help="Path of the matrix within a Zarr group."),
+        click.option("--solver", type=click.Choice(SOLVERS), default="auto", show_default=True),
+        click.option("--loss", "beta_loss", type=_Loss(), default="frobenius", show_default=True),
+        click.option("--init", type=starts, help="Start."),
+        click.option("--n-init", type=rank, default=1, show_default=True, help="Starts."),
+        click.option("--waves", type=rank, help="Updates of H a pass (default: chosen)."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @main.command()
-@click.argument("matrix")
-@click.option("-k", "--n-components", type=click.IntRange(min=1), required=True, help="Rank.")
+@_fit_options
 @click.option("-o", "--output", required=True, metavar="PATH", help="Zarr group for the model.")
-@click.option("--component", metavar="PATH", help="Path of the matrix within a Zarr group.")
-@click.option("--solver", type=click.Choice(SOLVERS), default="auto", show_default=True)
-@click.option("--loss", "beta_loss", type=_Loss(), default="frobenius", show_default=True)
-@click.option("--init", type=click.Choice([n for n in STARTS if n != "custom"]), help="Start.")
 @click.option(
     "--seed", "random_state", type=int, default=0, show_default=True, help="Seed of the start."
 )
@@ -133,6 +148,7 @@ def fit(
     overwrite: bool,
     quiet: bool,
     alpha_H: float | None,
+    waves: int | None,
     cluster: dict[str, Any],
     **parameters: Any,
 ) -> None:
@@ -141,13 +157,49 @@ def fit(
     places.refuse_existing(output, overwrite)
     X = matrices.open_matrix(matrix, component)
     model = dasknmf.NMF(
-        **parameters, alpha_H="same" if alpha_H is None else alpha_H, verbose=int(not quiet)
+        **parameters,
+        alpha_H="same" if alpha_H is None else alpha_H,
+        waves=waves or "auto",
+        verbose=int(not quiet),
     )
     with connected(cluster, quiet) as client:
         model.fit_transform(X, client=client)
         model.save(output, overwrite=overwrite)
     if not quiet:
         _echo_summary(output, models.read(output))
+
+
+@main.command()
+@_fit_options
+@click.option("--workers", type=click.IntRange(min=1), help="Workers (default: none, threads).")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of each worker, or in all.")
+@click.option("--memory", type=cli_plan.Bytes(), help="Of each worker, or of this machine.")
+@click.option("--json", "as_json", is_flag=True, help="Everything, as JSON on standard output.")
+@_plain_errors
+def plan(
+    matrix: str,
+    component: str | None,
+    workers: int | None,
+    threads: int | None,
+    memory: int | None,
+    waves: int | None,
+    as_json: bool,
+    **parameters: Any,
+) -> None:
+    """Say what a fit of MATRIX would need: memory, reads, tasks, time. Nothing is fitted."""
+    X = matrices.open_matrix(matrix, component)
+    model = dasknmf.NMF(**parameters, waves=waves or "auto")
+    given = {"workers": workers, "threads": threads, "memory": memory}
+    slabs, found = cli_plan.plan_for(model, X, given)
+    rates = cli_plan.probe(slabs, found)
+    seconds = cli_plan.seconds_per_pass(found, rates)
+    if as_json:
+        click.echo(json.dumps(_finite(cli_plan.as_record(found, rates, seconds)), indent=2))
+        return
+    click.echo("\n".join(cli_plan.lines(found, seconds)))
+    refusal = cli_plan.refusal(found)
+    if refusal:
+        click.echo(f"refused:     a fit would not start: {refusal}")
 
 
 @main.command()

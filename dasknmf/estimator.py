@@ -9,16 +9,15 @@ from typing import Any, Self
 import numpy as np
 import scipy.sparse as sp
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from dasknmf import parameters, passes, progress, results
-from dasknmf.numerics.errors import DataError, FactorWarning, warn
+from dasknmf.numerics.errors import DataError
 from dasknmf.numerics.losses import Loss, make_loss
 from dasknmf.numerics.penalties import Penalty, make_penalties
 from dasknmf.numerics.solvers import Solver, make_solver
-from dasknmf.numerics.stopping import Outcome, RelativeChange
+from dasknmf.numerics.stopping import RelativeChange
 from dasknmf.numerics.work import SolveRows
 from dasknmf.parallel import inputs, make_executor, starts
 from dasknmf.parallel.executors import Executor
@@ -181,6 +180,8 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         ------
         DataError, ParameterError
             Both are ValueError. The estimator is then as it was before.
+        TooLargeError
+            The fit would run out of memory; nothing was read. A MemoryError.
         """
         self._fit(X, W, H, client, keep_rows=False)
         return self
@@ -212,7 +213,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             raise
         self.__dict__.pop("W_", None)
         self.__dict__.update(fitted)
-        self._warn(found)
+        results.warn_of(self, found)
 
     def _fit_validated(
         self, X: Any, W: Any, H: Any, client: Any, loss: Loss, solver: Solver, keep_rows: bool
@@ -238,14 +239,14 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             callbacks = tuple(self.callbacks or ())
             if self.verbose:
                 callbacks += (stack.enter_context(progress.bar(self.max_iter)),)
-            executor = stack.enter_context(make_executor(slabs, client))
-            waves = parameters.count_waves(self, solver, len(slabs))
+            job = parameters.make_job(self, solver, k, len(slabs), keep_rows=keep_rows)
+            executor = stack.enter_context(make_executor(slabs, client, job))
             settings = passes.Settings(
                 start=request,
-                stop=RelativeChange(float(self.tol) * waves),
+                stop=RelativeChange(float(self.tol) * job.waves),
                 max_iter=int(self.max_iter),
                 keep_rows=keep_rows,
-                waves=waves,
+                waves=job.waves,
                 compress=parameters.choose_compression(self, request, executor),
                 name=type(self).__name__,
                 callbacks=callbacks,
@@ -272,24 +273,6 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             "_n_samples": slabs.shape[slabs.transposed],
         }
         return fitted if X is None else {**fitted, "W_": results.rows_of(found, executor, X)}
-
-    def _warn(self, found: passes.Result) -> None:
-        if found.outcome is Outcome.MAX_ITER and self.tol > 0:
-            objective = found.history["objective"]
-            falls = abs(objective[-2] / objective[-1] - 1) if len(objective) > 1 else np.nan
-            warn(
-                f"Maximum number of iterations {self.max_iter} reached before tol={self.tol:g} was "
-                f"(the last pass lowered the objective by {falls:.2g} of itself). Increase "
-                "max_iter, or tol, to improve convergence or to accept less.",
-                ConvergenceWarning,
-            )
-        dead = int(np.sum(~self.components_.any(axis=1)))
-        if dead and found.inspection.positive:
-            warn(
-                f"{dead} of {self.n_components_} components are zero and explain nothing. Try "
-                "another start (random_state, init='nndsvda'), or a smaller n_components or alpha.",
-                FactorWarning,
-            )
 
     def transform(self, X: Any, *, client: Any = None) -> Any:
         """Give W for X with the components as they are, each row on its own.

@@ -14,9 +14,10 @@ from dasknmf.numerics import compression, planning
 from dasknmf.numerics.errors import FactorWarning, ParameterError, warn
 from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.losses import Loss, make_loss
+from dasknmf.numerics.memory import Job
 from dasknmf.numerics.penalties import make_penalties
 from dasknmf.numerics.solvers import Solver, make_solver
-from dasknmf.numerics.terms import Normal
+from dasknmf.numerics.terms import Normal, Split
 from dasknmf.parallel import starts
 from dasknmf.parallel.executors import Executor
 
@@ -115,6 +116,19 @@ def choose_compression(model: NMF, request: starts.Request, executor: Executor) 
         slabs.shape, slabs.dtype.itemsize, width, lazy=slabs.graph is not None, fits=fits
     )
     return forced or pays
+
+
+def make_job(model: NMF, solver: Solver, k: int, slabs: int, *, keep_rows: bool) -> Job:
+    """What the memory plan has to know of a fit."""
+    init = "sample" if model.init in (None, "auto") and solver.takes_waves else model.init
+    return Job(
+        k=k,
+        models=min(int(model.n_init), starts.MODELS) if init == "sample" else int(model.n_init),
+        waves=count_waves(model, solver, slabs),
+        carries_rows=solver.carries_rows,
+        split=make_loss(model.beta_loss).kind is Split,
+        keep_rows=keep_rows,
+    )
 
 
 def custom_factors(model: NMF, shape: tuple[int, int], k: int, W: Any, H: Any) -> tuple[Any, Any]:

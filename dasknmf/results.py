@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 from dask.base import tokenize
+from sklearn.exceptions import ConvergenceWarning
 
-from dasknmf.numerics.errors import DataError
+from dasknmf.numerics.errors import DataError, FactorWarning, warn
 from dasknmf.numerics.inspection import Place
 from dasknmf.numerics.kernels import Array
+from dasknmf.numerics.stopping import Outcome
 from dasknmf.numerics.work import SolveRows
 from dasknmf.parallel import inputs
 from dasknmf.parallel.blas import ensure_one_thread
@@ -67,6 +69,26 @@ def lazy_rows(slabs: Slabs, work: SolveRows, X: da.Array, name: str) -> da.Array
     k = work.fixed[0].shape[1]
     W = da.Array(graph, token, chunks=(heights, (k,)), dtype=slabs.dtype)
     return W if heights == X.chunks[0] else W.rechunk({0: X.chunks[0]})
+
+
+def warn_of(model: NMF, found: Result) -> None:
+    """Say what a user should know of a fit: not converged, or components that are zero."""
+    if found.outcome is Outcome.MAX_ITER and model.tol > 0:
+        objective = found.history["objective"]
+        falls = abs(objective[-2] / objective[-1] - 1) if len(objective) > 1 else np.nan
+        warn(
+            f"Maximum number of iterations {model.max_iter} reached before tol={model.tol:g} was "
+            f"(the last pass lowered the objective by {falls:.2g} of itself). Increase "
+            "max_iter, or tol, to improve convergence or to accept less.",
+            ConvergenceWarning,
+        )
+    dead = int(np.sum(~model.components_.any(axis=1)))
+    if dead and found.inspection.positive:
+        warn(
+            f"{dead} of {model.n_components_} components are zero and explain nothing. Try "
+            "another start (random_state, init='nndsvda'), or a smaller n_components or alpha.",
+            FactorWarning,
+        )
 
 
 def save(model: NMF, store: Any, W: Any, overwrite: bool) -> None:

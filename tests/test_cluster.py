@@ -196,7 +196,7 @@ def test_streaming_holds_no_slab_between_tasks(store, client):
 
 def test_a_graph_with_shared_work_is_not_repeated_for_every_slab(store, client, tmp_path):
     """Slabs that all need one mean are computed by Dask as a whole, not recipe by recipe."""
-    from dasknmf.parallel.cluster import recipes
+    from dasknmf.parallel.loading import recipes
 
     X = sources(store, "zarr")
     assert recipes(cut(X)) is not None

@@ -318,7 +318,7 @@ def loads_of(shape, cut, sparse=False):
 @pytest.fixture
 def no_room(monkeypatch):
     """No slab fits in memory beyond its task."""
-    monkeypatch.setattr("dasknmf.parallel._memory_here", lambda: 0)
+    monkeypatch.setattr("dasknmf.parallel.planned.room_here", lambda: 0)
 
 
 @pytest.mark.usefixtures("no_room")
@@ -370,7 +370,7 @@ def test_slabs_that_fit_in_memory_are_loaded_once(shape, cut, sparse, solver, lo
 
 
 def test_slabs_that_fit_in_part_are_kept_in_part(monkeypatch):
-    monkeypatch.setattr("dasknmf.parallel._memory_here", lambda: 2 * 2 * 20 * COLUMNS * 8)
+    monkeypatch.setattr("dasknmf.parallel.planned.room_here", lambda: 2 * 20 * COLUMNS * 8)
     loads = Loads(matrix("tall"), (20, -1))
     reads = model().fit(loads.X).history_["reads"][-1]
     assert sorted(loads.take()) == [1, 1, reads]

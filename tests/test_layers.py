@@ -13,7 +13,7 @@ LAYERS = [
     {"parallel", "storage"},
     {"passes", "ensemble", "history", "compression"},
     {"estimator", "parameters", "results", "progress"},
-    {"cli", "cli_cluster", "plotting", "__init__"},
+    {"cli", "cli_cluster", "cli_plan", "plotting", "__init__"},
 ]
 ALLOWED_BELOW = {"numpy", "scipy", "numba", "dasknmf"}  # layer 0, beside the standard library
 

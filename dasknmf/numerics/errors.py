@@ -22,6 +22,10 @@ class ClusterError(RuntimeError):
     """The cluster lost work more often than the fit is willing to repeat it."""
 
 
+class TooLargeError(ClusterError, MemoryError):
+    """The fit would need more memory than there is; nothing was read."""
+
+
 class RowsLostError(RuntimeError):
     """Rows that the workers carried from pass to pass are gone; the caller must start them anew."""
 

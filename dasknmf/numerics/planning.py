@@ -9,6 +9,7 @@ LARGEST = 64 << 20
 AIM = 64  # slabs a matrix is cut into where the sizes above allow
 FEWEST = 16  # slabs of a small matrix, so that it has waves, too
 SHORTEST = 100  # rows of such a slab
+BATCH = 4 << 20  # bytes of chunks that are made at a time while a slab is filled, at least
 WAVES = 8  # updates of the short factor a pass, at most
 WAVE_SLABS = 4  # slabs of a wave, at least
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import Any
 
 from dasknmf.numerics.errors import ClusterError
+from dasknmf.numerics.memory import Job, Machines, Plan, make_plan, refuse
+from dasknmf.parallel import planned
 from dasknmf.parallel.executors import Executor, ThreadsExecutor
 from dasknmf.parallel.slabs import Slabs
 
-logger = logging.getLogger("dasknmf")
+ROWS_ONLY = Job(k=1)  # where nobody says what is to be done with the slabs
 
 
 def active_client() -> Any:
@@ -34,16 +35,21 @@ def active_client() -> Any:
         return None
 
 
-def make_executor(slabs: Slabs, client: Any = None) -> Executor:
-    """Choose threads or cluster, resident or streaming, and log the choice with its numbers."""
+def make_executor(slabs: Slabs, client: Any = None, job: Job = ROWS_ONLY) -> Executor:
+    """Choose threads or cluster, resident or streaming, and log the choice with its numbers.
+
+    Raises
+    ------
+    TooLargeError
+        ``job`` would run out of memory; nothing was read.
+    """
     client = active_client() if client is None else client
+    matrix = planned.matrix_of(slabs)
     if client is None:
-        budget = _memory_here() // 2 if slabs.graph is not None else 0
-        logger.info(
-            "threads: %d slabs, %s bytes, %d tasks at a time, %d bytes may stay loaded",
-            len(slabs), slabs.nbytes or "unknown", ThreadsExecutor.slots(), budget,
-        )  # fmt: skip
-        return ThreadsExecutor(slabs, budget)
+        memory = planned.memory_here()
+        machines = Machines(0, ThreadsExecutor.slots(), memory, memory)
+        _agree(make_plan(matrix, job, machines))
+        return ThreadsExecutor(slabs, planned.room_here() if matrix.lazy else 0)
     if getattr(client, "asynchronous", False):
         raise TypeError(
             "client is asynchronous; expected a synchronous distributed.Client. Create it with "
@@ -61,18 +67,11 @@ def make_executor(slabs: Slabs, client: Any = None) -> Executor:
         )
     from dasknmf.parallel.cluster import ClusterExecutor
 
-    limits = [w["memory_limit"] for w in client.scheduler_info(n_workers=-1)["workers"].values()]
-    memory = sum(limits) if all(limits) else None
-    resident = slabs.nbytes is None or memory is None or slabs.nbytes <= memory // 2
-    logger.info(
-        "cluster: %d slabs, %s bytes, %d workers, %s bytes of memory: %s",
-        len(slabs), slabs.nbytes or "unknown", len(limits), memory or "unlimited",
-        "resident" if resident else "streaming",
-    )  # fmt: skip
-    return ClusterExecutor(slabs, client, resident)
+    plan = make_plan(matrix, job, planned.machines_of(client))
+    _agree(plan)
+    return ClusterExecutor(slabs, client, plan.resident)
 
 
-def _memory_here() -> int:
-    from distributed.system import MEMORY_LIMIT
-
-    return int(MEMORY_LIMIT)
+def _agree(plan: Plan) -> None:
+    planned.announce(plan)
+    refuse(plan)

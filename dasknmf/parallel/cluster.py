@@ -17,8 +17,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import cloudpickle
-import dask
-from dask.optimization import cull
 from distributed import Client, Future, KilledWorker, get_client
 from distributed.comm import CommClosedError
 
@@ -29,6 +27,7 @@ from dasknmf.numerics.terms import add
 from dasknmf.numerics.work import Rows, Work
 from dasknmf.parallel.blas import ensure_one_thread
 from dasknmf.parallel.executors import Carried, Executor, Visit, pick_rows
+from dasknmf.parallel.loading import Recipe, recipes
 from dasknmf.parallel.slabs import Slabs
 
 logger = logging.getLogger("dasknmf")
@@ -43,13 +42,6 @@ class Piece(NamedTuple):
 
     sums: Any
     keys: tuple[str, ...]
-
-
-class Recipe(NamedTuple):
-    """How a worker loads one slab by itself: the part of the graph that makes it."""
-
-    graph: dict[Any, Any]
-    key: Any
 
 
 _held: dict[str, list[Future]] = {}
@@ -76,7 +68,7 @@ def _release(runs: Sequence[str]) -> None:
 def visit_slab(work: Work, source: Any, rows: Rows | None, place: Place, run: str) -> Piece:
     """The task: load the slab if it is not here yet, do the work, leave the rows here."""
     ensure_one_thread()
-    block = dask.get(source.graph, source.key) if isinstance(source, Recipe) else source
+    block = source.load() if isinstance(source, Recipe) else source
     new, sums = work(block, rows, place)
     keys = () if not run or new is None else (_hold(run, new),)
     return Piece(sums, keys)
@@ -192,7 +184,7 @@ class ClusterExecutor(Executor):
             if graph is None:
                 self._sources = self._scatter(self.slabs.blocks)
             else:
-                found = None if self.resident else recipes(self.slabs)
+                found = None if self.resident else small_recipes(self.slabs)
                 if found is None:
                     self._sources = self.client.get(graph, list(self.slabs.blocks), sync=False)
                 else:
@@ -230,23 +222,10 @@ class ClusterExecutor(Executor):
             self._forget(keep=0)
 
 
-def recipes(slabs: Slabs) -> list[Recipe] | None:
-    """Cut the graph into one self-contained part a slab.
-
-    None where slabs share work (a mean that all subtract, say), since each slab would repeat it,
-    or where the graph carries data or futures: such a matrix is computed by Dask as a whole.
-    """
-    assert slabs.graph is not None
-    found: list[Recipe] = []
-    seen: set[Any] = set()
-    for key in slabs.blocks:
-        part, needs = cull(slabs.graph, [key])
-        work = {k for k, parents in needs.items() if parents}
-        if work & seen:
-            return None
-        seen |= work
-        found.append(Recipe(dict(part), key))
-    if any(isinstance(node, Future) for node in slabs.graph.values()):
+def small_recipes(slabs: Slabs) -> list[Recipe] | None:
+    """Give the recipes of all slabs; None where there are none, or they carry data."""
+    found = recipes(slabs)
+    if found is None:
         return None
     size = max(len(cloudpickle.dumps(recipe)) for recipe in found[:2])
     return found if size < LARGE_RECIPE else None

@@ -25,6 +25,7 @@ from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.terms import add
 from dasknmf.numerics.work import Rows, Work
 from dasknmf.parallel.blas import ensure_one_thread
+from dasknmf.parallel.loading import Recipe, recipes
 from dasknmf.parallel.slabs import Slabs
 
 
@@ -133,7 +134,7 @@ class ThreadsExecutor(Executor):
     """Dask's threaded scheduler: no network, no files.
 
     Slabs that come from a graph are kept once loaded while they fit in ``budget`` bytes together;
-    the others are loaded anew in every pass, a slab a thread.
+    the others are loaded anew in every pass, by the task that needs them: a slab a thread.
     """
 
     def __init__(self, slabs: Slabs, budget: int = 0) -> None:
@@ -141,8 +142,11 @@ class ThreadsExecutor(Executor):
         self._budget = self._room = budget
         self._lock = Lock()
         self._blocks: list[Any] = [None] * len(slabs)
+        self._recipes: list[Recipe] | None = None
         if slabs.graph is None:
             self._blocks = list(slabs.blocks)
+        else:
+            self._recipes = recipes(slabs)
 
     @property
     def room(self) -> int | None:
@@ -159,6 +163,7 @@ class ThreadsExecutor(Executor):
     ) -> Visit:
         kept: list[Any] = [None] * len(self.slabs)
         graph: dict[Any, Any] = {}
+        makes: dict[Any, Any] = {}
         leaves: list[Any] = []
         for place in places:
             i = place.slab
@@ -166,24 +171,26 @@ class ThreadsExecutor(Executor):
             visit = partial(self._visit, work, old, place, kept if keep else None)
             block = self._blocks[i]
             key = (work.name, i)
-            if not load or block is not None:
-                graph[key] = (partial(visit, block if load else None),)
-            else:
+            if load and block is None and self._recipes is None:
                 graph[key] = (visit, self.slabs.blocks[i])
+                makes = self.slabs.graph or {}
+            else:
+                if load and block is None and self._recipes is not None:
+                    block = self._recipes[i]
+                graph[key] = (partial(visit, block if load else None),)
             leaves.append(key)
-        if load and any(self._blocks[place.slab] is None for place in places):
-            assert self.slabs.graph is not None
-            graph = {**self.slabs.graph, **graph}
         root = self._merge(graph, leaves)
+        graph = {**makes, **graph}
         sums = local_scheduler()(graph, root)
         if not keep:
             return Visit(sums, None)
         return Visit(sums, self._with_old(rows, places, [kept[place.slab] for place in places]))
 
     def _visit(
-        self, work: Work, rows: Rows | None, place: Any, kept: list[Any] | None, block: Any
+        self, work: Work, rows: Rows | None, place: Any, kept: list[Any] | None, source: Any
     ) -> Any:
         ensure_one_thread()
+        block = source.load() if isinstance(source, Recipe) else source
         if block is not None and self._blocks[place.slab] is None:
             self._keep_loaded(place.slab, block)
         new, sums = work(block, rows, place)
@@ -220,3 +227,4 @@ class ThreadsExecutor(Executor):
     def close(self) -> None:
         """Drop the slabs."""
         self._blocks = []
+        self._recipes = None

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from dasknmf.numerics.errors import DataError
-from dasknmf.parallel.slabs import work_dtype
+from dasknmf.parallel.loading import work_dtype
 
 REFUSED = "cUSMmV"  # kinds of dtype that are no real numbers; objects may hold some
 

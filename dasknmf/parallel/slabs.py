@@ -7,8 +7,6 @@ as its transpose, so a slab is then a block of columns.
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
@@ -22,8 +20,8 @@ from dask.base import tokenize
 from dask.sizeof import sizeof
 
 from dasknmf.numerics import planning
-from dasknmf.numerics.errors import DataError
 from dasknmf.numerics.inspection import Place
+from dasknmf.parallel.loading import Layout, assemble, is_future, work_dtype
 
 logger = logging.getLogger("dasknmf")
 
@@ -38,6 +36,8 @@ class Slabs:
         One entry a slab: the array itself, or the key in ``graph`` of what becomes it.
     graph
         Dask graph that makes the blocks; None where they are in memory.
+    layouts
+        How the chunks of every slab lie, where there is a graph.
     """
 
     shape: tuple[int, int]
@@ -47,6 +47,7 @@ class Slabs:
     transposed: bool
     blocks: tuple[Any, ...]
     graph: dict[Any, Any] | None
+    layouts: tuple[Layout, ...] = ()
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -77,57 +78,12 @@ def _sizeof_sparse(matrix: Any) -> int:
     return _nbytes(matrix)
 
 
-def work_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """float32 stays, float16 becomes float32, everything else that is a number float64."""
-    kind = dtype.kind
-    if kind not in "biuf":
-        lead = "Complex data not supported: " if kind == "c" else ""
-        what = {"c": "complex", "O": "object", "U": "string", "S": "bytes", "M": "datetime"}
-        raise DataError(
-            f"{lead}X has dtype {dtype} ({what.get(kind, 'not numeric')}); expected real numbers "
-            "(bool, integer or float). Convert it first, e.g. X.astype('float64')."
-        )
-    return np.dtype(np.float32 if kind == "f" and dtype.itemsize <= 4 else np.float64)
-
-
-def assemble(blocks: Sequence[Sequence[Any]], transposed: bool, dtype: np.dtype[Any]) -> Any:
-    """Put a grid of chunks together into one slab: C-contiguous, or CSR without duplicates."""
-    grid = [[_checked_chunk(b) for b in row] for row in blocks]
-    if any(sp.issparse(b) for row in grid for b in row):
-        whole = grid[0][0] if len(grid) == len(grid[0]) == 1 else sp.block_array(grid)
-        return as_csr(whole.T if transposed else whole, dtype)
-    whole = grid[0][0] if len(grid) == len(grid[0]) == 1 else np.block(grid)
-    return np.require(whole.T if transposed else whole, dtype=dtype, requirements=["C", "A"])
-
-
-def _checked_chunk(chunk: Any) -> Any:
-    """Refuse a chunk that is not what the Dask array said, and that a conversion would hide."""
-    if isinstance(chunk, np.ma.MaskedArray):
-        raise DataError(
-            "a chunk of X is a masked array, and its mask would be lost; expected numpy arrays or "
-            "scipy.sparse matrices. Fill the masked entries first, e.g. "
-            "X.map_blocks(numpy.ma.filled, 0)."
-        )
-    chunk = chunk if sp.issparse(chunk) else np.asarray(chunk)
-    work_dtype(chunk.dtype)
-    return chunk
-
-
-def as_csr(matrix: Any, dtype: np.dtype[Any]) -> sp.csr_array:
-    """Canonical CSR of ``dtype``: sorted indices, duplicates added up; the input is not touched."""
-    csr = sp.csr_array(matrix).astype(dtype, copy=False)
-    if not csr.has_canonical_format:
-        csr = csr.copy()
-        csr.sum_duplicates()
-    return csr
-
-
 def from_memory(X: Any, transposed: bool) -> Slabs:
     """Cut a numpy array or scipy sparse matrix; a wide or unaligned one is copied once."""
     dtype = work_dtype(X.dtype)
     shape = (X.shape[1], X.shape[0]) if transposed else (X.shape[0], X.shape[1])
     sparse = sp.issparse(X)
-    whole = assemble([[X]], transposed, dtype)
+    whole = assemble([[X]], ((X.shape[0],), (X.shape[1],)), transposed, dtype)
     total = _nbytes(whole)
     chunks = planning.even_chunks(shape[0], -(-total // shape[0]))
     edges = (0, *accumulate(chunks))
@@ -151,43 +107,41 @@ def from_dask(X: da.Array, transposed: bool, *, merge: bool = True) -> Slabs:
         logger.info("%d chunks of rows are read as %d slabs", len(along), len(groups))
     X, graph = _graph_of(X)
     name = f"slab-{tokenize(X.name, transposed, dtype, groups)}"
-    make = partial(assemble, transposed=transposed, dtype=dtype)
     ends = tuple(accumulate(groups))
+    layouts = []
     for i, (members, end) in enumerate(zip(groups, ends, strict=True)):
-        graph[(name, i)] = (make, _grid(X, graph, range(end - members, end), transposed))
+        layout = _layout(X, graph, range(end - members, end), transposed)
+        make = partial(assemble, sizes=layout.sizes, transposed=transposed, dtype=dtype)
+        graph[(name, i)] = (make, layout.grid)
+        layouts.append(layout)
     rows_before = (0, *accumulate(along))
     edges = (0, *(rows_before[end] for end in ends))
     blocks = tuple((name, i) for i in range(len(groups)))
-    return Slabs(shape, edges, dtype, sparse, transposed, blocks, graph)
+    return Slabs(shape, edges, dtype, sparse, transposed, blocks, graph, tuple(layouts))
 
 
 def _graph_of(X: da.Array) -> tuple[da.Array, dict[Any, Any]]:
     """The optimised graph; as it stands where it refers to futures, which optimising drops."""
     graph = dict(X.__dask_graph__())
-    if not any(_is_future(node) for node in graph.values()):
+    if not any(is_future(node) for node in graph.values()):
         (X,) = dask.optimize(X)
         graph = dict(X.__dask_graph__())
     return X, graph
 
 
-def _grid(X: da.Array, graph: dict[Any, Any], chunks: range, transposed: bool) -> list[list[Any]]:
+def _layout(X: da.Array, graph: dict[Any, Any], chunks: range, transposed: bool) -> Layout:
     """Keys of the chunks that form one slab (futures themselves), laid out as in X."""
-    if transposed:
-        keys = [[(X.name, row, c) for c in chunks] for row in range(X.numblocks[0])]
-    else:
-        keys = [[(X.name, c, column) for column in range(X.numblocks[1])] for c in chunks]
-    return [[graph[key] if _is_future(graph[key]) else key for key in row] for row in keys]
+    rows, columns = (range(n) for n in X.numblocks)
+    rows, columns = (rows, chunks) if transposed else (chunks, columns)
+    keys = [[(X.name, row, column) for column in columns] for row in rows]
+    grid = [[graph[key] if is_future(graph[key]) else key for key in row] for row in keys]
+    heights, widths = ([X.chunks[i][n] for n in along] for i, along in enumerate((rows, columns)))
+    return Layout(grid, tuple(heights), tuple(widths))
 
 
 def _sliceable(chunk: Any) -> Any:
     """Make a chunk one that Dask can cut: COO (whose meta is numpy's even), BSR and DOK are not."""
     return sp.csr_array(chunk) if sp.issparse(chunk) else chunk
-
-
-def _is_future(node: Any) -> bool:
-    """Whether a graph node is data that a cluster already holds."""
-    module = sys.modules.get("distributed")
-    return module is not None and isinstance(node, module.Future)
 
 
 def _whole_rows(X: da.Array, transposed: bool, itemsize: int) -> da.Array:
