@@ -267,7 +267,7 @@ def info(model: str, as_json: bool) -> None:
     columns = [history[n] for n in ("pass", "reads", "loss", "relative_error", "seconds")]
     for number, reads, loss, error, seconds in zip(*columns, strict=True):
         shown = f"{error:.6f}" if math.isfinite(error) else "-"
-        click.echo(f"{number:5d}  {reads:5d}  {loss:14.8g}  {shown:>14}  {seconds:7.2f}")
+        click.echo(f"{number:5d}  {reads:5.3g}  {loss:14.8g}  {shown:>14}  {seconds:7.2f}")
 
 
 def _finite(value: Any) -> Any:

@@ -135,7 +135,7 @@ def test_info_shows_shapes_history_and_provenance(data):
     shown = run("info", data / "m.zarr").stdout
     for text in ("90 × 12", "W 90 × 3, H 3 × 12", "n_components=3", f"zarr {zarr.__version__}"):
         assert text in shown
-    rows = [line for line in shown.splitlines() if re.match(r"\s+\d+\s+\d+\s+\d", line)]
+    rows = [line for line in shown.splitlines() if re.match(r"\s+\d+\s+[\d.]+\s+\d", line)]
     assert len(rows) == len(dasknmf.load(data / "m.zarr").history_["pass"])
 
 
