@@ -78,11 +78,16 @@ def test_more_of_anything_never_needs_less():
 
 
 def test_the_choice_is_resident_up_to_half_of_the_memory():
-    half = replace(TWO, memory=DENSE.nbytes)
-    assert make_plan(DENSE, Job(k=10), replace(half, memory=2 * half.memory)).resident
-    assert make_plan(DENSE, Job(k=10), replace(half, memory=half.memory + 10**9)).resident
-    assert not make_plan(DENSE, Job(k=10), replace(half, memory=half.memory - 1)).resident
-    assert make_plan(DENSE, Job(k=10), replace(half, memory=None)).resident
+    large = replace(DENSE, heights=DENSE.heights * 10, nbytes=10 * DENSE.nbytes)
+    for memory_of_one, resident in (
+        (large.nbytes, True),  # two workers
+        (large.nbytes - 1, False),
+        (None, True),
+    ):
+        plan = make_plan(large, Job(k=10), replace(TWO, memory=memory_of_one))
+        assert plan.resident == resident
+    tight = replace(TWO, memory=DENSE.nbytes)  # half of it would do, but for the process
+    assert not make_plan(DENSE, Job(k=10), tight).resident
 
 
 def test_a_refusal_names_the_slab_that_would_fit():
