@@ -87,6 +87,7 @@ def test_same_bits_on_threads_and_any_workers(store):
             (kind, *solver): run(sources(store, kind), *solver, passes=3)[:2]
             for kind in KINDS
             for solver in SOLVERS
+            if solver[0] == "als" or kind in ("zarr", "csr")
         }
     assert_same_bits(store, None, expected)
     with LocalCluster(

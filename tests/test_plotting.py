@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.exceptions import ConvergenceWarning
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -158,7 +159,7 @@ def test_the_example_writes_matrix_model_and_picture_and_never_replaces_them(
     example, tmp_path, capsys, indian_pines
 ):
     arguments = ["--out", str(tmp_path / "new"), "--passes", "2"]
-    with pytest.warns(dasknmf.estimator.ConvergenceWarning):
+    with pytest.warns(ConvergenceWarning):
         example.main(arguments)
     folder = tmp_path / "new"
     names = ["indian_pines.png", "indian_pines.zarr", "indian_pines_model.zarr"]
