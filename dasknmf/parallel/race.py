@@ -23,10 +23,10 @@ from dasknmf.numerics.solvers.als import ALS
 from dasknmf.numerics.stopping import BRAKE, extrapolated
 from dasknmf.parallel.blas import ensure_one_thread
 
-CANDIDATES = 8  # random starts where they are cheap against a pass
+CANDIDATES = 6  # random starts where they are cheap against a pass
 FEWEST = 3
-FIRST_ROWS = 500  # of the sample, on which all of them run
-SECOND = 3  # candidates that see the whole sample
+FIRST_ROWS = 400  # of the sample, on which all of them run
+SECOND = 2  # candidates that see the whole sample
 ROUND = 12  # iterations of a round
 LAST = 20
 EARLY, LATE = 1e-3, 1e-4  # relative change that ends a round, and the last one
@@ -100,7 +100,7 @@ def run_race(
     """Let the starts called ``numbers`` race; give the best ``survivors``, best first.
 
     Number 0 is no random start: it comes from the singular vectors of the sample, and joins the
-    others in the last round.
+    others in the second round.
     """
     rows, columns = sample.shape
     dtype = _values(sample).dtype
@@ -114,8 +114,9 @@ def run_race(
         few = sample[np.sort(stream.choice(rows, FIRST_ROWS, replace=False))]
     with ThreadPoolExecutor(CPU_COUNT) as pool:
         racing = _round(pool, racing, few, ROUND, EARLY)
-        racing = _round(pool, racing[: max(SECOND, survivors)], sample, ROUND, EARLY)
-        return _round(pool, seeded + racing[:survivors], sample, LAST, LATE)[:survivors]
+        racing = seeded + racing[: max(SECOND, survivors)]
+        racing = _round(pool, racing, sample, ROUND, EARLY)
+        return _round(pool, racing[:survivors], sample, LAST, LATE)
 
 
 def _random_start(number: int, seed: int, columns: int, k: int) -> Array:
