@@ -72,7 +72,8 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Loss. beta <= 0 needs X > 0.
     tol : float, default=1e-4
         Stop when the objective falls by at most ``tol`` of itself per update of the components
-        (``tol * waves`` per pass) in each of two passes in a row. 0: run ``max_iter`` passes.
+        (``tol * waves`` per pass), or ``tol²`` of ||X||²/2, in each of two passes in a row. 0: run
+        ``max_iter`` passes.
     max_iter : int, default=200
         Passes over X at most.
     random_state : int, RandomState instance or None, default=None
@@ -243,7 +244,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             executor = stack.enter_context(make_executor(slabs, client, job))
             settings = passes.Settings(
                 start=request,
-                stop=RelativeChange(float(self.tol) * job.waves),
+                stop=RelativeChange(self.tol * job.waves, floor=self.tol**2),
                 max_iter=int(self.max_iter),
                 keep_rows=keep_rows,
                 waves=job.waves,

@@ -329,11 +329,10 @@ class _Loop:
         It is the one with which a fit of one model would go on, so an ensemble reads V as often.
         """
         assert self.inspection is not None
-        exact = 0.0
-        if self.settings.loss.kind is Normal:
-            exact = EXACT_BELOW[self.executor.slabs.dtype] * 0.5 * self.inspection.squares
+        size = 0.5 * self.inspection.squares if self.settings.loss.kind is Normal else 0.0
+        exact = EXACT_BELOW[self.executor.slabs.dtype] * size
         asked = self._call_back(number, "pass")
-        ended = self.settings.stop.judge(self.models[0].objectives, exact)
+        ended = self.settings.stop.judge(self.models[0].objectives, exact, size)
         if self.settings.stop.judge([best.objectives[-1]], exact):
             ended = Outcome.EXACT
         return ended or (Outcome.INTERRUPTED if asked else None)

@@ -172,6 +172,9 @@ def test_the_stop_rule_needs_patience_and_looks_only_at_recent_passes():
     assert rule.judge([50.0, 49.9, 49.8], 0.0) is Outcome.CONVERGED  # after a warm start
     assert RelativeChange(tol=0.0).judge([1.0, 1.0, 1.0, 1.0], 0.0) is None
     assert rule.judge([1e-20], 1e-15) is Outcome.EXACT
+    exact_rank = [1.0, 0.5, 0.4, 0.3]
+    assert rule.judge(exact_rank, 0.0, size=1e6) is None
+    assert RelativeChange(0.01, floor=1e-6).judge(exact_rank, 0.0, size=1e6) is Outcome.CONVERGED
 
 
 def test_every_array_is_aligned_before_it_is_used(rng):

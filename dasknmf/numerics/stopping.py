@@ -45,19 +45,29 @@ class Outcome(Enum):
 class RelativeChange:
     """Stop after ``patience`` passes in a row that lower the objective by at most ``tol`` of it.
 
+    Or by at most ``floor`` of 1/2 ||V||²: where V is (almost) of rank k, the objective goes on to fall
+    by as much of itself for as long as one likes.
+
     Relative to the pass before, never to the first one: a warm start or a resumed fit stops where
     the undisturbed fit would.
     """
 
     tol: float
     patience: int = 2
+    floor: float = 0.0
 
-    def judge(self, objectives: list[float], exact_below: float) -> Outcome | None:
+    def judge(
+        self, objectives: list[float], exact_below: float, size: float = 0.0
+    ) -> Outcome | None:
         """Say whether the fit is done, from the objective of every pass so far."""
         if self.tol > 0 and objectives[-1] <= exact_below:
             return Outcome.EXACT
         if self.tol == 0 or len(objectives) <= self.patience:
             return None
         recent = objectives[-self.patience - 1 :]
-        still = all(before - after <= self.tol * abs(after) for before, after in pairwise(recent))
+        least = self.floor * size
+        still = all(
+            before - after <= max(self.tol * abs(after), least)
+            for before, after in pairwise(recent)
+        )
         return Outcome.CONVERGED if still else None
