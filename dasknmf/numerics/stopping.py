@@ -45,8 +45,8 @@ class Outcome(Enum):
 class RelativeChange:
     """Stop after ``patience`` passes in a row that lower the objective by at most ``tol`` of it.
 
-    Or by at most ``floor`` of 1/2 ||V||²: where V is (almost) of rank k, the objective goes on to fall
-    by as much of itself for as long as one likes.
+    Or by at most ``floor`` of 1/2 ||V||²: where V is (almost) of rank k, the objective goes on
+    falling by as much of itself for as long as one likes.
 
     Relative to the pass before, never to the first one: a warm start or a resumed fit stops where
     the undisturbed fit would.
