@@ -137,7 +137,7 @@ def _sample(request: Request, executor: Executor, name: str) -> Start | None:
     rows, columns = slabs.shape
     inspection = None
     if slabs.sparse:
-        wanted = min(max(100 * k, columns, 1000), 10_000, rows // 2)
+        wanted = min(max(100 * k, columns, 1000), 25_000, rows // 2)
     else:
         most = LARGEST_SAMPLE // (columns * slabs.dtype.itemsize)
         wanted = min(max(100 * k, 1000), 5000, rows // 4, most)
