@@ -240,7 +240,7 @@ def run_on_copy(server, folder, *tests):
     """Run tests against the package copied to ``folder``; give pytest's exit code and output."""
     log = folder / "log"
     settings = os.fspath(TESTS.parent / "pyproject.toml")
-    command = ["-x", "-q", "-p", "no:cacheprovider", "-c", settings]
+    command = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-c", settings]
     command += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # some plugins are imported
     command += [os.fspath(TESTS / test) for test in tests]
     child = server.Process(
