@@ -18,7 +18,7 @@ PAUSE = 0.8  # of a worker's limit: above, Dask starts no task
 FAN_IN = 8
 SPILLED = ("kept slabs", "rows")  # what workers move to their disks when memory gets short
 SAMPLE = 64 << 20  # bytes of rows that a start brings to the client, at most
-SAMPLED = {False: 5000, True: 10_000}  # rows of that sample, at most; of a sparse V
+SAMPLED = {False: 5000, True: 25_000}  # rows of that sample, at most; of a sparse V
 UNEVEN = 1.3  # slabs of the worker that keeps the most, to those of the average
 DOUBLE = 8  # bytes of a float64
 

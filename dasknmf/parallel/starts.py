@@ -19,6 +19,7 @@ from dasknmf.numerics.errors import DataError, ParameterError
 from dasknmf.numerics.inspection import Inspection, Place, inspect_slab
 from dasknmf.numerics.kernels import Array, Slab, gram, squared_norms
 from dasknmf.numerics.losses import Loss
+from dasknmf.numerics.memory import SAMPLE, SAMPLED
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
 from dasknmf.numerics.terms import Normal, add
@@ -38,7 +39,6 @@ from dasknmf.parallel.race import count_candidates, run_race
 
 NAMES = ("auto", "sample", "random", "nndsvd", "nndsvda", "nndsvdar", "custom")
 MODELS = 4  # that go on from a sample to the whole of V, at most
-LARGEST_SAMPLE = 64 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -137,10 +137,10 @@ def _sample(request: Request, executor: Executor, name: str) -> Start | None:
     rows, columns = slabs.shape
     inspection = None
     if slabs.sparse:
-        wanted = min(max(100 * k, columns, 1000), 25_000, rows // 2)
+        wanted = min(max(100 * k, columns, 1000), SAMPLED[True], rows // 2)
     else:
-        most = LARGEST_SAMPLE // (columns * slabs.dtype.itemsize)
-        wanted = min(max(100 * k, 1000), 5000, rows // 4, most)
+        most = SAMPLE // (columns * slabs.dtype.itemsize)
+        wanted = min(max(100 * k, 1000), SAMPLED[False], rows // 4, most)
     if wanted < 4 * k:
         return None
     sample = None if slabs.sparse or root else _some_rows(wanted, request.seed, executor)
