@@ -25,10 +25,10 @@ from dasknmf.parallel.blas import ensure_one_thread
 
 CANDIDATES = 6  # random starts where they are cheap against a pass
 FEWEST = 3
-FIRST_ROWS = 300  # of the sample, on which all of them run
-SECOND = 2  # candidates that see the whole sample
-ROUND = 10  # iterations of a round
-LAST = 10
+FIRST_ROWS = 400  # of the sample, on which all of them run
+SECOND = 2  # random candidates that see the whole sample
+ROUND = 12  # iterations of a round
+LAST = 20
 EARLY, LATE = 1e-3, 1e-4  # relative change that ends a round, and the last one
 ACCURACY = 1e-5  # of the rows: what may be left to gain, in parts of the squared residual
 BUDGET = 8.0  # passes over V whose arithmetic the first round may cost
