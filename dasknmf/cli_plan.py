@@ -57,7 +57,7 @@ def plan_for(model: dasknmf.NMF, X: Any, given: dict[str, int | None]) -> tuple[
         )
     k = parameters.count_components(model, X.shape, None, None)
     slabs = cut(X)
-    job = parameters.make_job(model, solver, k, len(slabs), keep_rows=True)
+    job = parameters.make_job(model, solver, k, slabs, keep_rows=True)
     here = planned.memory_here()
     workers = given["workers"] or 0
     threads = given["threads"] or (1 if workers else ThreadsExecutor.slots())

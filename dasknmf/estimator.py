@@ -240,7 +240,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             callbacks = tuple(self.callbacks or ())
             if self.verbose:
                 callbacks += (stack.enter_context(progress.bar(self.max_iter)),)
-            job = parameters.make_job(self, solver, k, len(slabs), keep_rows=keep_rows)
+            job = parameters.make_job(self, solver, k, slabs, keep_rows=keep_rows)
             executor = stack.enter_context(make_executor(slabs, client, job))
             settings = passes.Settings(
                 start=request,

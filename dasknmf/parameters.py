@@ -23,6 +23,7 @@ from dasknmf.parallel.executors import Executor
 
 if TYPE_CHECKING:
     from dasknmf.estimator import NMF
+    from dasknmf.parallel.slabs import Slabs
 
 
 def check(model: NMF) -> tuple[Loss, Solver]:
@@ -118,15 +119,16 @@ def choose_compression(model: NMF, request: starts.Request, executor: Executor) 
     return forced or pays
 
 
-def make_job(model: NMF, solver: Solver, k: int, slabs: int, *, keep_rows: bool) -> Job:
+def make_job(model: NMF, solver: Solver, k: int, slabs: Slabs, *, keep_rows: bool) -> Job:
     """What the memory plan has to know of a fit."""
     init = "sample" if model.init in (None, "auto") and solver.takes_waves else model.init
     return Job(
         k=k,
         models=min(int(model.n_init), starts.MODELS) if init == "sample" else int(model.n_init),
-        waves=count_waves(model, solver, slabs),
+        waves=count_waves(model, solver, len(slabs)),
         carries_rows=solver.carries_rows,
         split=make_loss(model.beta_loss).kind is Split,
+        curvature=solver.curvature_bytes(slabs.shape[1], k),
         keep_rows=keep_rows,
     )
 

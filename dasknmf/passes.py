@@ -17,7 +17,7 @@ import numpy as np
 from dasknmf.compression import Compression
 from dasknmf.ensemble import ACCURACY, Model, Problem, best_of, survivors
 from dasknmf.history import Callback, History, PassInfo
-from dasknmf.numerics import random
+from dasknmf.numerics import planning, random
 from dasknmf.numerics.errors import ClusterError, RowsLostError
 from dasknmf.numerics.inspection import Inspection
 from dasknmf.numerics.kernels import Array
@@ -127,7 +127,11 @@ class _Loop:
         if self.start.inspection is not None:
             self._accept(self.start.inspection)
         self.rows = self.start.rows
-        self.waves = self._make_waves()
+        self.waves = planning.waves(
+            len(self.executor.slabs),
+            settings.waves,
+            random.generator(settings.start.seed, "waves", 0, 0),
+        )
         self.compression = Compression(
             self.executor, settings.start, settings.stop, self.waves, on=settings.compress
         )
@@ -164,14 +168,6 @@ class _Loop:
             inspection=self.inspection,
             reads=self.executor.reads,
         )
-
-    def _make_waves(self) -> list[list[int]]:
-        """Groups of slabs in a seeded order, so that sorted data do no harm."""
-        count = self.settings.waves
-        order = random.generator(self.settings.start.seed, "waves", 0, 0).permutation(
-            len(self.executor.slabs)
-        )
-        return [sorted(int(i) for i in order[j::count]) for j in range(count)]
 
     @property
     def _problem(self) -> Problem:

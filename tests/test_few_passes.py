@@ -11,7 +11,7 @@ from conftest import planted, sparse_counts
 
 from dasknmf import NMF, DataError, ParameterError
 from dasknmf.ensemble import Model, Problem, best_of, survivors
-from dasknmf.numerics import random
+from dasknmf.numerics import planning, random
 from dasknmf.numerics.inspection import Place
 from dasknmf.numerics.losses import Frobenius
 from dasknmf.numerics.penalties import Penalty
@@ -53,10 +53,21 @@ def test_waves_are_block_coordinate_descent(rng, many_slabs, monkeypatch):
     V = planted(rng, rows=60, columns=9, k=3, noise=0.3)
     model = NMF(3, init="random", waves=4, random_state=5, tol=0, max_iter=6).fit(V)
     start = np.abs(random.normal_rows(5, "columns", 0, 0, 9, 3))
-    order = random.generator(5, "waves", 0, 0).permutation(60)  # a slab a row
-    waves = [np.sort(order[j::4]) for j in range(4)]
+    waves = planning.waves(60, 4, random.generator(5, "waves", 0, 0))  # a slab a row
     expected = twin_of_waves(V, start, waves, 6)
     np.testing.assert_allclose(model.history_["objective"][:6], expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize(("slabs", "count"), [(64, 4), (16, 4), (61, 4), (10, 8), (7, 1), (3, 3)])
+def test_waves_have_runs_of_neighbours_from_all_parts(slabs, count):
+    drawn = [planning.waves(slabs, count, random.generator(s, "waves", 0, 0)) for s in (0, 1)]
+    for groups in drawn:
+        assert sorted(i for group in groups for i in group) == list(range(slabs))
+        assert max(map(len, groups)) - min(map(len, groups)) <= planning.RUNS
+        if slabs >= planning.RUNS * count:
+            quarters = [{i * planning.RUNS // slabs for i in group} for group in groups]
+            assert all(seen >= set(range(planning.RUNS)) for seen in quarters)
+    assert count == 1 or drawn[0] != drawn[1]
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -69,7 +69,10 @@ def test_planned_tasks_are_those_that_run(monkeypatch, waves):
 def test_more_of_anything_never_needs_less():
     job = Job(k=100, models=2, waves=4)
     base = make_plan(DENSE, job, TWO)
-    for more in (replace(job, k=200), replace(job, models=4), replace(job, split=True)):
+    for more in (
+        replace(job, k=200), replace(job, models=4), replace(job, split=True),
+        replace(job, curvature=1 << 28),
+    ):  # fmt: skip
         assert make_plan(DENSE, more, TWO).worker_peak > base.worker_peak
     assert make_plan(DENSE, replace(job, waves=8), TWO).client_peak > base.client_peak
     assert make_plan(DENSE, job, replace(TWO, threads=2)).worker_peak > base.worker_peak
@@ -272,7 +275,7 @@ def test_waves_that_leave_task_slots_idle_are_warned_of(client, caplog, monkeypa
     X = da.from_array(planted(np.random.default_rng(0), 640, 20), chunks=(20, -1))
     with caplog.at_level(logging.WARNING, "dasknmf"):
         NMF(3, max_iter=1, tol=0).fit(X)
-        assert "a wave has 4 slabs, and the cluster runs 10 tasks at a time" in caplog.text
+        assert "a wave has 8 slabs, and the cluster runs 10 tasks at a time" in caplog.text
         assert "waves=3" in caplog.text
         caplog.clear()
         NMF(3, max_iter=1, tol=0, waves=3).fit(X)

@@ -15,7 +15,6 @@ PROCESS = 340 << 20  # a process that has imported Dask, scikit-learn, numba: 30
 COPIES = 3  # of a chunk while it is read: compressed, decompressed, given out
 USABLE = 0.95  # of a worker's limit: above, Dask ends the process
 PAUSE = 0.8  # of a worker's limit: above, Dask starts no task
-FAN_IN = 8
 SPILLED = ("kept slabs", "rows")  # what workers move to their disks when memory gets short
 SAMPLE = 64 << 20  # bytes of rows that a start brings to the client, at most
 SAMPLED = {False: 5000, True: 25_000}  # rows of that sample, at most; of a sparse V
@@ -67,6 +66,8 @@ class Job:
 
     split
         Whether the terms are two arrays (any loss but least squares) in place of one.
+    curvature
+        Bytes of second derivatives in the terms of one model.
     keep_rows
         Whether the factor of the samples is wanted in the end.
     """
@@ -76,6 +77,7 @@ class Job:
     waves: int = 1
     carries_rows: bool = False
     split: bool = False
+    curvature: int = 0
     keep_rows: bool = False
 
     @property
@@ -197,7 +199,7 @@ def worker_parts(matrix: Matrix, job: Job, machines: Machines, resident: bool) -
         parts["rows"] = 3 * height * job.width
     elif job.keep_rows or matrix.transposed:
         parts["rows"] = 2 * height * job.k
-    held = min(-(-share // job.waves), 2 * FAN_IN) + FAN_IN + 1
+    held = min(-(-share // job.waves), 2 * planning.FAN_IN) + planning.FAN_IN + 1
     sums = held * sum_bytes(matrix, job) + 2 * factor_bytes(matrix, job)
     parts["sums"] = max(sums, 2 * sample_bytes(matrix, job))
     return parts
@@ -251,7 +253,7 @@ def factor_bytes(matrix: Matrix, job: Job) -> int:
 def sum_bytes(matrix: Matrix, job: Job) -> int:
     """What one visit to a slab brings, and so what every node of the merge tree holds."""
     arrays = 2 * matrix.columns if job.split else matrix.columns + job.k
-    return arrays * job.width * DOUBLE
+    return arrays * job.width * DOUBLE + job.models * job.curvature
 
 
 def client_parts(matrix: Matrix, job: Job, workers: int) -> dict[str, int]:

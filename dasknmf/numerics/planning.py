@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
+
 SMALLEST = 2 << 20  # bytes; below, the overhead of a task (0.2 to 2.6 ms) outweighs its work
 LARGEST = 64 << 20
 AIM = 64  # slabs a matrix is cut into where the sizes above allow
 FEWEST = 16  # slabs of a small matrix, so that it has waves, too
 SHORTEST = 100  # rows of such a slab
 BATCH = 4 << 20  # bytes of chunks that are made at a time while a slab is filled, at least
-WAVES = 8  # updates of the short factor a pass, at most
+WAVES = 4  # updates of the short factor a pass, at most: after a start by sample more gain nothing
 WAVE_SLABS = 4  # slabs of a wave, at least
+FAN_IN = 8  # of the merge tree
+RUNS = 4  # stretches of V that a wave consists of
 
 
 def slab_bytes(total: int) -> int:
@@ -53,7 +57,24 @@ def count_waves(slabs: int) -> int:
     return min(WAVES, max(1, slabs // WAVE_SLABS))
 
 
-def tree_levels(leaves: int, fan_in: int = 8) -> list[list[range]]:
+def waves(slabs: int, count: int, generator: np.random.Generator) -> list[list[int]]:
+    """Which slabs form each wave: ``RUNS`` runs of neighbours, drawn from as many parts of V.
+
+    Every wave has slabs from all over V, so that sorted data do no harm. Neighbours mostly are on
+    different workers, so that a wave keeps all of them busy (slabs drawn one by one, two workers:
+    5 to 3 of 8, and a quarter of the time spent waiting).
+    """
+    runs = max(1, min(RUNS, slabs // count))
+    edges = [slabs * i // (runs * count) for i in range(runs * count + 1)]
+    cut = [list(range(a, b)) for a, b in itertools.pairwise(edges)]
+    groups: list[list[int]] = [[] for _ in range(count)]
+    for part in range(runs):
+        for group, place in enumerate(generator.permutation(count)):
+            groups[group] += cut[part * count + int(place)]
+    return groups
+
+
+def tree_levels(leaves: int, fan_in: int = FAN_IN) -> list[list[range]]:
     """Fixed-shape merge tree: for each level, which items of the level below form each node."""
     levels: list[list[range]] = []
     count = leaves

@@ -26,15 +26,36 @@ class BarePass(NamedTuple):
     solves: float
 
 
-def bare_pass(slabs: Sequence[np.ndarray], Ht: np.ndarray) -> BarePass:
-    """V Hᵀ, the rows, Vᵀ W of every slab on two threads with one BLAS thread each."""
+@contextmanager
+def recorded_gains() -> Iterator[list[float]]:
+    """What the rows of each wave after the first pass were allowed to leave to gain."""
+    from dasknmf.numerics.work import Step
+    from dasknmf.parallel.executors import Executor
+
+    gains: list[float] = []
+    run = Executor.run
+
+    def recording(self: Executor, work: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(work, Step) and work.gains is not None and self.reads >= 1:
+            gains.extend(work.gains)
+        return run(self, work, *args, **kwargs)
+
+    Executor.run = recording  # type: ignore[method-assign]
+    try:
+        yield gains
+    finally:
+        Executor.run = run  # type: ignore[method-assign]
+
+
+def bare_pass(slabs: Sequence[np.ndarray], Ht: np.ndarray, gain: float) -> BarePass:
+    """V Hᵀ, the rows to ``gain``, Vᵀ W of every slab: two threads, one BLAS thread each."""
     from dasknmf.numerics import kernels
     from dasknmf.numerics.penalties import make_penalties
     from dasknmf.numerics.solvers.als import ALS
     from dasknmf.numerics.terms import Normal
     from dasknmf.parallel.blas import one_thread
 
-    solver, gram = ALS(), kernels.gram(Ht)
+    solver, gram = ALS().loosened(gain), kernels.gram(Ht)
     none = make_penalties(0.0, "same", 0.0, (len(slabs), Ht.shape[0]))[0]
     waiting = list(slabs)
     spent: list[tuple[float, float]] = []

@@ -63,6 +63,10 @@ class Solver(ABC):
         """Settings for a point of a fit that began from nothing: ``reads`` of V so far."""
         return self
 
+    def curvature_bytes(self, columns: int, k: int) -> int:
+        """Bytes of second derivatives in the terms of one model, for ``columns`` of V."""
+        return 0
+
     def safer(self, times: int) -> Solver:
         """A more careful solver, after ``times`` steps that raised the objective."""
         return self

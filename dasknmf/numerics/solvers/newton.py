@@ -69,6 +69,11 @@ class Newton(Solver):
         soft = round(4.0 * 3.0 ** (reads / SOFT_READS))
         return replace(self, soft=soft, steps=0, curved=self.curved and reads >= EM_READS)
 
+    def curvature_bytes(self, columns: int, k: int) -> int:
+        """A triangle of k × k numbers a column, or nothing where those would pass ``limit``."""
+        needed = 8 * columns * (k * (k + 1) // 2)
+        return needed if needed <= self.limit else 0
+
     def safer(self, times: int) -> Newton:
         """Halve the box (as a step: 10, 5.5, 3.25); from the third time on only EM steps."""
         if times >= 3:
@@ -97,7 +102,7 @@ class Newton(Solver):
 
     def _visit(self, V: Slab, Ht: Array, penalty: Penalty) -> tuple[Array, Terms]:
         columns, k = Ht.shape
-        curved = self.curved and 8 * columns * (k * (k + 1) // 2) <= self.limit
+        curved = self.curved and self.curvature_bytes(columns, k) > 0
         rows, neg, curvature, value = kernels.kl_rows(
             V,
             Ht,
