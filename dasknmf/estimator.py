@@ -56,7 +56,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         cost no read and end with no higher objective.
     waves : int or 'auto', default='auto'
         Updates of the components per pass over X, each after a group of row blocks in a seeded
-        order (``als`` and ``newton``; the others have 1). 'auto': up to 8, of at least 4 blocks. A
+        order (``als`` and ``newton``; the others have 1). 'auto': up to 4, of at least 4 blocks. A
         cluster with more task slots than a wave has blocks is used better with fewer waves.
     compress : bool or 'auto', default='auto'
         Leave X @ (2k + 10 columns) in memory at each pass, and go on with it between the reads, as
