@@ -19,12 +19,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from dasknmf.numerics.errors import DamagedError, MissingError, RunBusyError, StoreError
-from dasknmf.storage.manifests import canonical, numbers, opened, sealed, text, timestamp
+from dasknmf.storage.manifests import VERSION, numbers, opened, sealed, text, timestamp
 from dasknmf.storage.objects import Objects
 
 LOST_AFTER = 60.0  # seconds without a sign of life, twelve beats
@@ -47,7 +46,7 @@ class Token:
 
     def encoded(self) -> bytes:
         """As JSON."""
-        return sealed({"format": "dasknmf-epoch", "version": 1, **asdict(self)})
+        return sealed({"format": "dasknmf-epoch", "version": VERSION, **asdict(self)})
 
 
 def own(number: int) -> Token:
@@ -142,8 +141,9 @@ class Heartbeat:
 
     def beat(self, kind: str) -> None:
         """Write the hint: the last commit that was acknowledged."""
+        sign = {"format": "dasknmf-sign", "version": VERSION, "commit": self.told()}
         with suppress(StoreError):
-            self.objects.put(key(self.number, kind), canonical({"commit": self.told()}))
+            self.objects.put(key(self.number, kind), sealed(sign))
 
     def _run(self) -> None:
         while not self._stop.wait(self.every):
@@ -151,21 +151,36 @@ class Heartbeat:
 
 
 def promised(objects: Objects) -> int:
-    """The highest commit number that a hint says was acknowledged; 0: none says so."""
+    """The highest commit number that a sign of life says was acknowledged; 0: none says so."""
     best = 0
-    for name in objects.names("epochs"):
-        if name.endswith((".alive", ".end")):
-            with suppress(StoreError, ValueError, RecursionError):
-                best = max(best, _hinted(objects.get(f"epochs/{name}", limit=SMALL)))
+    for sign in _signs(objects):
+        with suppress(DamagedError, MissingError):
+            best = max(best, _told(objects, sign))
     return best
 
 
-def _hinted(data: bytes) -> int:
-    import json
+def damaged_signs(objects: Objects) -> list[str]:
+    """Keys of signs of life that are not what was written."""
+    damaged = []
+    for sign in _signs(objects):
+        try:
+            _told(objects, sign)
+        except MissingError:
+            continue
+        except DamagedError:
+            damaged.append(sign)
+    return damaged
 
-    found: Any = json.loads(data)
-    number = found.get("commit") if isinstance(found, dict) else None
-    return number if type(number) is int else 0
+
+def _signs(objects: Objects) -> list[str]:
+    return [f"epochs/{n}" for n in objects.names("epochs") if n.endswith((".alive", ".end"))]
+
+
+def _told(objects: Objects, sign: str) -> int:
+    number = opened(objects.get(sign, limit=SMALL), "dasknmf-sign").get("commit")
+    if type(number) is not int or not 0 <= number < 10**17:
+        raise DamagedError("its commit is no number")
+    return number
 
 
 def _lives(token: Token) -> bool | None:

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from dasknmf.numerics.errors import DamagedError, MissingError, StoreError
 from dasknmf.storage.objects import PART, Objects, checked
+from dasknmf.storage.steps import READ, Steps
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 TEMPORARY = ".tmp-"
-READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 # A link or a pipe in the place of an object must not lead elsewhere, or block.
 GET = READ | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | (READ & ~os.O_RDONLY)
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | READ
 BLOCK = 8 << 20
 CANT_SYNC = (errno.EINVAL, errno.ENOTSUP)  # file systems that know no sync of directories
 NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, *CANT_SYNC)
@@ -46,60 +46,6 @@ ADVICE = {
 }
 
 
-class Steps:
-    """The system calls, one method each; fault tests put their own in its place."""
-
-    def open(self, path: str, flags: int) -> int:
-        return os.open(path, flags, 0o666)
-
-    def write(self, fd: int, data: memoryview) -> int:
-        return os.write(fd, data)
-
-    def read(self, fd: int, size: int) -> bytes:
-        return os.read(fd, size)
-
-    def fsync(self, fd: int) -> None:
-        os.fsync(fd)
-
-    def close(self, fd: int) -> None:
-        os.close(fd)
-
-    def fstat(self, fd: int) -> os.stat_result:
-        return os.fstat(fd)
-
-    def stat(self, path: str) -> os.stat_result:
-        return os.stat(path)
-
-    def rename(self, old: str, new: str) -> None:
-        os.replace(old, new)
-
-    def link(self, old: str, new: str) -> None:
-        os.link(old, new)
-
-    def unlink(self, path: str) -> None:
-        os.unlink(path)
-
-    def mkdir(self, path: str) -> None:
-        os.mkdir(path)
-
-    def rmdir(self, path: str) -> None:
-        os.rmdir(path)
-
-    def listdir(self, path: str) -> list[tuple[str, bool]]:
-        """Names, and whether each is a folder."""
-        with os.scandir(path) as found:
-            return sorted((e.name, e.is_dir(follow_symlinks=False)) for e in found)
-
-    def fsync_dir(self, path: str) -> None:
-        if os.name == "nt":
-            return  # NTFS logs its directories; they can't be opened
-        fd = os.open(path, READ)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-
 class PosixObjects(Objects):
     """Objects as files below the folder ``root``, an absolute path."""
 
@@ -109,7 +55,7 @@ class PosixObjects(Objects):
         self._durable: set[str] = set()  # folders whose own entries are known to be synced
 
     def __reduce__(self) -> Any:
-        return PosixObjects, (self.root, self.steps)
+        return type(self), (self.root, self.steps)
 
     def put(self, key: str, data: Buffer) -> None:
         path = self._path(key)

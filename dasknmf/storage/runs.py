@@ -8,6 +8,7 @@ under the next free number: the number that an older writer would take next is g
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,32 +21,28 @@ from dasknmf.numerics.errors import (
     FencedError,
     MissingError,
     ParameterError,
-    ProblemMismatchError,
     StoreError,
 )
 from dasknmf.storage import epochs
+from dasknmf.storage.beginning import PAUSE, begun, entered, existing
 from dasknmf.storage.manifests import (
     FOLDER,
-    VERSION,
     Commit,
     Entry,
     canonical,
-    digest,
     put_entry,
     read_entry,
     refuse_entry,
-    sealed,
-    timestamp,
 )
 from dasknmf.storage.objects import Objects
 from dasknmf.storage.survey import (
+    TRIES,
     EpochStatus,
     Finding,
     RunStatus,
     Survey,
     manifest_key,
     newest_good,
-    read_about,
     read_manifest,
     read_newest,
     status,
@@ -122,13 +119,13 @@ class Run:
                 f"resume={resume!r:.50}, keep={keep!r:.50}: expected resume of {RESUME}, keep >= 1."
             )
         given = json.loads(canonical(problem))
-        run = _existing(objects, given, resume)
+        run = existing(objects, given, resume)
         newest = epochs.newest(objects)
         if newest and not takeover:
             epochs.refuse_living(objects, newest)
         objects.check_exclusive()
-        run = run or _begun(objects, given, resume)
-        started = cls(objects, run, _entered(objects, takeover), keep)
+        run = run or begun(objects, given, resume)
+        started = cls(objects, run, entered(objects, takeover), keep)
         try:
             started._fence()
         except BaseException:
@@ -163,8 +160,8 @@ class Run:
         self._check_entries(entries, draft)
         meta = json.loads(canonical(meta))
         commit = self._created(meta, entries, draft)
-        self._refuse_fenced()
         self._known.good[commit.number] = commit
+        self._refuse_fenced()
         self._sound.add(commit.number)
         self.newest = self._base = commit
         with suppress(StoreError):
@@ -249,9 +246,8 @@ class Run:
 
     def _fence(self) -> None:
         """Commit the newest good state again, as the first commit of this epoch."""
-        while True:
-            base, found = newest_good(self.objects, self.id)
-            last = max(found.last, epochs.promised(self.objects))
+        for _ in range(TRIES):
+            base, found, last = newest_good(self.objects, self.id)
             fence = Commit(
                 number=last + 1,
                 epoch=self.token.number,
@@ -265,6 +261,12 @@ class Run:
             self._refuse_fenced()
             if won:
                 break
+            time.sleep(PAUSE)  # an older writer was faster: its commit is the newest now
+        else:
+            raise StoreError(
+                f"{self.objects.url}: {TRIES} commit numbers in a row were taken by others, or "
+                "its listings are out of date. Stop the other writer, then start again."
+            )
         self._known, self._base, self._last = found, fence, fence.number
         self._known.good[fence.number] = fence
         self._sound = {fence.number} if fence.meta is not None else set()
@@ -310,84 +312,18 @@ class Run:
         self.objects.sweep("commits", 0.0)
         self.objects.sweep("epochs", OLD)
         self.objects.sweep("", OLD)
+        for name in self.objects.names():
+            written = self.objects.modified(name) if name.startswith("probe-") else None
+            if written is not None and self.objects.now() - written > OLD:
+                self.objects.delete(name)
         kept = {folder for commit in self._known.good.values() for folder in commit.folders}
         for folder in self.objects.names("data"):
             match = FOLDER.fullmatch(folder)
             if not match or folder in kept or int(match[1]) in self._known.damaged:
                 continue  # what an unreadable manifest refers to may still be of use
             if int(match[2]) < self.token.number:
-                self.objects.clear(f"data/{folder}")
-
-
-def _existing(objects: Objects, given: dict[str, Any], resume: str) -> str | None:
-    """Id of the run that is there, None if the path is free; refuses everything else."""
-    try:
-        about = read_about(objects)
-    except MissingError:
-        others = [name for name in objects.names() if not name.startswith("probe-")]
-        if others:
-            raise StoreError(
-                f"{objects.url} holds {', '.join(others[:5])!r:.300} and is no run (there is no "
-                "run.json). Choose an empty or new path. Nothing was changed."
-            ) from None
-        if resume == "must":
-            raise StoreError(
-                f"{objects.url} holds no run, and resume='must' was given. Look at the path, or "
-                "pass resume='auto' to begin."
-            ) from None
-        return None
-    if resume == "never":
-        raise StoreError(
-            f"{objects.url} holds a run, and resume='never' was given. Choose another path, or "
-            "pass resume='auto' to go on with it. Nothing was changed."
-        )
-    _refuse_mismatch(objects, about.problem, given)
-    return about.id
-
-
-def _begun(objects: Objects, given: dict[str, Any], resume: str) -> str:
-    run = uuid.uuid4().hex
-    document = {
-        "format": "dasknmf-run",
-        "version": VERSION,
-        "id": run,
-        "created": timestamp(),
-        "problem": given,
-        "problem_digest": digest(given),
-    }
-    if objects.create("run.json", sealed(document)):
-        return run
-    found = _existing(objects, given, resume)
-    assert found is not None
-    return found
-
-
-def _refuse_mismatch(objects: Objects, stored: Any, given: Any) -> None:
-    differing = list(_differences("", stored, given))
-    if differing:
-        raise ProblemMismatchError(
-            f"{objects.url} holds a run of another problem: {'; '.join(differing[:10])}. Give the "
-            "same matrix and parameters, or choose another path. Nothing was changed."
-        )
-
-
-def _differences(name: str, stored: Any, given: Any) -> Any:
-    if isinstance(stored, dict) and isinstance(given, dict):
-        for part in sorted({*stored, *given}):
-            below = f"{name}.{part}" if name else part
-            yield from _differences(below, stored.get(part), given.get(part))
-    elif stored != given or type(stored) is not type(given):
-        yield f"{name} is {stored!r:.100} there, and {given!r:.100} was given"
-
-
-def _entered(objects: Objects, takeover: bool) -> epochs.Token:
-    """Create the next epoch: of several starts at once, one wins each number."""
-    while True:
-        token = epochs.own(epochs.newest(objects) + 1)
-        if objects.create(epochs.key(token.number), token.encoded()):
-            return token
-        if not takeover:
-            epochs.refuse_living(objects, epochs.newest(objects))
+                with suppress(StoreError):
+                    self.objects.clear(f"data/{folder}")
 
 
 __all__ = [

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 from dasknmf.numerics.errors import (
     DamagedError,
     MissingError,
-    StoreError,
     StoreWarning,
     warn,
 )
@@ -148,22 +147,25 @@ def faults(objects: Objects, commit: Commit) -> Iterator[Finding]:
             yield Finding(entry.key, f"is damaged: {error}")
 
 
-def newest_good(objects: Objects, run: str) -> tuple[Commit | None, Survey]:
-    """The newest commit all of whose bytes are right, None if there never was one, and all others.
+def newest_good(objects: Objects, run: str) -> tuple[Commit | None, Survey, int]:
+    """The newest commit all of whose bytes are right (None if there never was one).
+
+    Also all manifests, and the highest number that is or was taken.
 
     Damaged ones that are newer are passed over with a :class:`StoreWarning`; if no good state is
     left, :class:`DamagedError`: a run never starts anew by itself.
     """
     for _ in range(TRIES):
+        promised = epochs.promised(objects)  # first: a living writer goes on meanwhile
         found = survey(objects, run)
-        promised = epochs.promised(objects)
         commit, passed = _choose(objects, found)
         if not passed or survey(objects, run).good.keys() == found.good.keys():
             break  # else the writer or retention was here while we read
     if promised > found.last:
         passed[promised] = "it was committed, and its manifest is missing"
+    last = max(found.last, promised)
     if not passed:
-        return commit, found
+        return commit, found, last
     listed = "; ".join(f"commit {number}: {what}" for number, what in sorted(passed.items()))
     if commit is None or commit.meta is None:
         raise DamagedError(
@@ -175,7 +177,7 @@ def newest_good(objects: Objects, run: str) -> tuple[Commit | None, Survey]:
         f"{commit.number}.",
         StoreWarning,
     )
-    return commit, found
+    return commit, found, last
 
 
 def _choose(objects: Objects, found: Survey) -> tuple[Commit | None, dict[int, str]]:
@@ -200,7 +202,7 @@ def read_newest(objects: Objects) -> Commit:
         run = read_about(objects).id
     except MissingError as error:
         raise MissingError(f"{objects.url} holds no run: there is no run.json.") from error
-    commit, _ = newest_good(objects, run)
+    commit, _, _ = newest_good(objects, run)
     if commit is None or commit.meta is None:
         raise MissingError(f"{objects.url}: nothing is committed yet. Wait for the first commit.")
     return commit
@@ -244,6 +246,8 @@ def verify(objects: Objects) -> list[Finding]:
             epochs.read(objects, number)
         except DamagedError as error:
             findings.append(Finding(epochs.key(number), f"is damaged: {error}"))
+    findings += [Finding(key, "is damaged") for key in epochs.damaged_signs(objects)]
+    promised = epochs.promised(objects)  # first: a living writer goes on meanwhile
     found = survey(objects, about.id)
     for number in sorted([*found.good, *found.damaged]):
         key = manifest_key(number)
@@ -254,18 +258,6 @@ def verify(objects: Objects) -> list[Finding]:
         with suppress(MissingError):  # retention of a living run
             if wrong and read_manifest(objects, about.id, number):
                 findings += wrong
-    last, promised = survey(objects, about.id).last, epochs.promised(objects)
-    if promised > last:
+    if promised > found.last:
         findings.append(Finding(manifest_key(promised), "is missing; it was committed"))
     return findings
-
-
-__all__ = [
-    "EpochStatus",
-    "Finding",
-    "RunStatus",
-    "StoreError",
-    "read_newest",
-    "status",
-    "verify",
-]
