@@ -4,10 +4,16 @@ from dasknmf.estimator import NMF
 from dasknmf.history import PassInfo
 from dasknmf.numerics.errors import (
     ClusterError,
+    DamagedError,
     DataError,
     FactorWarning,
+    FencedError,
+    MissingError,
     ParameterError,
+    ProblemMismatchError,
+    RunBusyError,
     StoreError,
+    StoreWarning,
     TooLargeError,
 )
 from dasknmf.numerics.stopping import Outcome
@@ -19,12 +25,18 @@ __version__ = "0.1.0"
 __all__ = [
     "NMF",
     "ClusterError",
+    "DamagedError",
     "DataError",
     "FactorWarning",
+    "FencedError",
+    "MissingError",
     "Outcome",
     "ParameterError",
     "PassInfo",
+    "ProblemMismatchError",
+    "RunBusyError",
     "StoreError",
+    "StoreWarning",
     "TooLargeError",
     "load",
     "open_matrix",

@@ -44,3 +44,27 @@ def warn(message: str, category: type[Warning]) -> None:
 
 def _is_internal(module: str) -> bool:
     return module.split(".")[0] in ("dasknmf", "sklearn", "contextlib")
+
+
+class MissingError(StoreError):
+    """There is no object under this key."""
+
+
+class DamagedError(StoreError):
+    """What is stored is not what was written: bytes, sizes, digests or types are wrong."""
+
+
+class ProblemMismatchError(StoreError):
+    """A stored run belongs to another matrix, or to other parameters."""
+
+
+class RunBusyError(StoreError):
+    """Another living process writes to this run."""
+
+
+class FencedError(StoreError):
+    """Another process has taken this run over; this one can't commit any more."""
+
+
+class StoreWarning(UserWarning):
+    """A run goes on, but something in its store is damaged or could not be written."""
