@@ -30,6 +30,21 @@ class RowsLostError(RuntimeError):
     """Rows that the workers carried from pass to pass are gone; the caller must start them anew."""
 
 
+class StoppedError(SystemExit):
+    """A fit stopped where it was asked to, after a commit: the same call again goes on.
+
+    A ``SystemExit`` with the code 75 ("try again"), so that a batch script which does not catch it
+    ends with that status.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(75)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
 class FactorWarning(UserWarning):
     """The factorisation is valid, but a part of it is of no use (a dead component, say)."""
 
