@@ -262,8 +262,12 @@ class ClusterExecutor(Executor):
 
     def _scatter(self, data: Any, what: str) -> Future:
         patience = 2 * self.watchdog.limit  # of the scheduler, until there is a worker
-        ask = partial(self.client.scatter, data, hash=False, timeout=patience, asynchronous=True)
-        return self._wait(ask, what)
+        whole = [data]  # scatter() would take a tuple apart
+        (future,) = self._wait(
+            partial(self.client.scatter, whole, hash=False, timeout=patience, asynchronous=True),
+            what,
+        )
+        return future
 
     def carry(self, blocks: Sequence[Rows]) -> Carried:
         """Scatter rows to the workers."""
