@@ -30,7 +30,14 @@ from dasknmf.numerics.inspection import Place
 from dasknmf.numerics.work import Rows, Work
 from dasknmf.parallel.executors import Carried, Executor, Visit, pick_rows
 from dasknmf.parallel.loading import Recipe, recipes
-from dasknmf.parallel.remote import merge_pieces, release, release_all, rows_prefix, visit_slab
+from dasknmf.parallel.remote import (
+    make_rows,
+    merge_pieces,
+    release,
+    release_all,
+    rows_prefix,
+    visit_slab,
+)
 from dasknmf.parallel.slabs import Slabs
 from dasknmf.parallel.watchdog import Watchdog
 
@@ -40,6 +47,7 @@ LOST = (CancelledError, KilledWorker, CommClosedError, ClosedClientError)
 RETRIES = 5  # in a row: every visit that ends well refills them
 LONGEST_PAUSE = 2.0  # seconds before a retry; the first one is at once
 LARGE_RECIPE = 1 << 18  # bytes; a graph above it carries data
+LARGE_WORK = 4 << 20  # bytes of factors that the scheduler may keep for rows to be made again
 TOGETHER = 16  # slabs whose rows are fetched in one request: a request has to end now and then
 LAST_WORD = 5.0  # seconds for workers to answer that nobody waits for
 T = TypeVar("T")
@@ -299,14 +307,35 @@ class ClusterExecutor(Executor):
         return list(self._wait(lambda: self.client.gather(futures, asynchronous=True), "rows"))
 
     def dask_chunks(self, rows: Carried, model: int) -> list[Any]:
-        """Futures of one model's rows."""
+        """Futures of one model's rows, made again by the scheduler where slabs alone tell how."""
         self._insist("rows", partial(self._remake, rows.handles))
-        return self.client.map(
-            partial(pick_rows, model=model),
-            [held.future for held in rows.handles],
-            key=[(f"nmf-rows-{self.token}-{model}", i) for i in range(len(rows.handles))],
-            pure=False,
-        )
+        self._failures = 0
+        keys = [(f"nmf-rows-{self.token}-{model}", i) for i in range(len(rows.handles))]
+        pick = partial(pick_rows, model=model)
+        origins = self._origins(rows.handles)
+        picked = {key: (pick, h.future.key) for key, h in zip(keys, rows.handles, strict=True)}
+        if origins:
+            return list(self.client.get({**origins, **picked}, keys, sync=False))
+        futures = [held.future for held in rows.handles]
+        return self.client.map(pick, futures, key=keys, pure=False)
+
+    def _origins(self, handles: Sequence[Held]) -> dict[Any, Any]:
+        """Tasks that would make these rows, which are there already; none where that is unknown.
+
+        The scheduler keeps a task that is given for data which it has, and runs it once they die.
+        """
+        if self.slabs.graph is None or any(held.work is None for held in handles):
+            return {}
+        works = {id(held.work): held.work for held in handles}
+        found = self._recipes or small_recipes(self.slabs)
+        if found is None or sum(len(cloudpickle.dumps(w)) for w in works.values()) > LARGE_WORK:
+            return {}
+        names = {number: f"nmf-work-{uuid.uuid4().hex}" for number in works}
+        graph: dict[Any, Any] = {names[n]: (partial(_same, w),) for n, w in works.items()}
+        for held in handles:
+            make = partial(make_rows, source=found[held.place.slab], place=held.place)
+            graph[held.future.key] = (make, names[id(held.work)])
+        return graph
 
     def close(self) -> None:
         """Let the workers drop slabs and rows."""
@@ -319,6 +348,10 @@ class ClusterExecutor(Executor):
             )
             with suppress(Exception):  # a fit that has ended well does not fail on this
                 self.watchdog.ask_for(ask, LAST_WORD)
+
+
+def _same(work: Work) -> Work:
+    return work
 
 
 def small_recipes(slabs: Slabs) -> list[Recipe] | None:

@@ -67,6 +67,14 @@ def visit_slab(work: Work, source: Any, rows: Rows | None, place: Place, run: st
     return Piece(sums, keys)
 
 
+def make_rows(work: Work, source: Recipe, place: Place) -> Rows:
+    """Rows that a visit left on a worker, made again."""
+    ensure_one_thread()
+    rows, _ = work(source.load(), None, place)
+    assert rows is not None
+    return rows
+
+
 def merge_pieces(pieces: Sequence[Piece]) -> Piece:
     """Add sums up in the order of the slabs."""
     keys = tuple(key for piece in pieces for key in piece.keys)
