@@ -350,7 +350,7 @@ class ClusterExecutor(Executor):
                 self.watchdog.ask_for(ask, LAST_WORD)
 
 
-def _same(work: Work) -> Work:
+def _same(work: Work | None) -> Work | None:
     return work
 
 
