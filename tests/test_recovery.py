@@ -269,7 +269,7 @@ def test_a_task_that_never_ends_is_named_with_its_worker(tmp_path, stored, watch
     X = da.from_zarr(stored).map_blocks(stall, flag, meta=np.empty((0, 0)))
     with start(n_workers=1) as cluster, Client(cluster) as client:
         try:
-            with pytest.raises(ClusterError, match=r"running: .*nmf-.* for \d") as caught:
+            with pytest.raises(ClusterError, match=r"running: .*stall-.* for \d") as caught:
                 model(init="random").fit(X, client=client)
         finally:
             flag.touch()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from contextlib import contextmanager
 
 import dask
 import dask.array as da
@@ -20,7 +21,7 @@ from distributed import Client, LocalCluster
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.utils import get_mp_context
 
-from dasknmf import NMF
+from dasknmf import NMF, ClusterError
 from dasknmf.parallel import cluster as clusters
 
 pytestmark = [pytest.mark.usefixtures("twelve_slabs"), pytest.mark.timeout(60)]
@@ -77,15 +78,22 @@ class Killer(SchedulerPlugin):
                 os.kill(self.hit[-1], self.number)
 
 
-@pytest.fixture(scope="module")
-def nannies():
+@contextmanager
+def workers(**config):
     """Two workers, which come back as forks of a process that has everything imported."""
-    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+    config["distributed.worker.multiprocessing-method"] = "forkserver"
+    with dask.config.set(config):
         get_mp_context().set_forkserver_preload(PRELOAD)
         with LocalCluster(
             n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
         ) as started:
             yield started
+
+
+@pytest.fixture(scope="module")
+def nannies():
+    with workers() as started:
+        yield started
 
 
 def fit(kind, client, killer, monkeypatch):
@@ -118,6 +126,15 @@ def undisturbed(nannies):
             counter = Killer(nannies)
             found[kind] = fit(kind, client, counter, monkeypatch), counter.seen
         return found[kind]
+
+    return of
+
+
+@pytest.fixture
+def undisturbed_bits(nannies, undisturbed, monkeypatch):
+    def of(kind):
+        with Client(nannies) as client:
+            return undisturbed(kind, client, monkeypatch)
 
     return of
 
@@ -171,3 +188,44 @@ def test_killed_workers_change_no_bit_at_any_moment(
 def test_some_of_the_kills_cost_a_retry():
     """Else the tests above would show nothing (they run first, in this process)."""
     assert retries
+
+
+@pytest.mark.parametrize(
+    ("kind", "seed"),
+    [
+        ("als", 1),
+        *[
+            pytest.param(kind, seed, marks=pytest.mark.faults)
+            for kind, seed in [("mu", 2), ("newton", 3), ("csr", 4), ("streaming", 5)]
+        ],
+    ],
+)
+def test_a_frozen_worker_is_given_up_by_the_scheduler(kind, seed, undisturbed_bits, monkeypatch):
+    """The wait lasts until the scheduler's ``worker-ttl`` has passed, though the watchdog's is less."""
+    expected, length = undisturbed_bits(kind)
+    ttl = {"distributed.scheduler.worker-ttl": "1s", "dasknmf.watchdog": "2s"}
+    with workers(**ttl) as cluster, Client(cluster) as client:
+        client.wait_for_workers(2)
+        moment = np.random.default_rng(seed).integers(length // 4, length)
+        killer = Killer(cluster, [moment], seed, signal.SIGSTOP)
+        found = fit(kind, client, killer, monkeypatch)
+        assert killer.hit
+    for factor, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(factor, other, strict=True)
+
+
+@pytest.mark.faults
+def test_a_frozen_worker_that_nobody_gives_up_ends_in_an_error_that_names_it(
+    undisturbed_bits, monkeypatch
+):
+    _, length = undisturbed_bits("als")
+    never = {"distributed.scheduler.worker-ttl": None, "dasknmf.watchdog": "8s"}
+    with workers(**never) as cluster, Client(cluster) as client:
+        client.wait_for_workers(2)
+        killer = Killer(cluster, [length // 2], 1, signal.SIGSTOP)
+        try:
+            with pytest.raises(ClusterError, match=r"no heartbeat for \d+"):
+                fit("als", client, killer, monkeypatch)
+        finally:
+            for pid in killer.hit:
+                os.kill(pid, signal.SIGKILL)
