@@ -149,6 +149,10 @@ class CheckpointKeeper(Keeper):
         """The newest good commit's state, with its rows back on the workers."""
         self._executor = executor
         self._met = time.monotonic()
+        executor.say_kept(
+            f"The run at {self.run.objects.url} is as its last commit left it: start the same "
+            "call again once a scheduler runs."
+        )
         self._settle()
         commit = self.run.newest
         if commit is None or commit.meta is None:

@@ -7,10 +7,15 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
+
+ENCRYPTED = ("tls", "wss")
+INSIDE = ("inproc",)  # this process
 
 
 def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -33,6 +38,11 @@ def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
             help="The same, by the file that the scheduler wrote.",
         ),
         click.option(
+            "--insecure",
+            is_flag=True,
+            help="Let data and code go unencrypted to a running cluster on other machines.",
+        ),
+        click.option(
             "--wait",
             type=click.FloatRange(min=0, min_open=True),
             default=30,
@@ -46,13 +56,15 @@ def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(*args: Any, **given: Any) -> None:
-        names = ("workers", "threads", "scheduler", "scheduler_file", "wait")
+        names = ("workers", "threads", "scheduler", "scheduler_file", "insecure", "wait")
         cluster = {name: given.pop(name) for name in names}
         chosen = [n for n in ("workers", "scheduler", "scheduler_file") if cluster[n] is not None]
         if len(chosen) > 1:
             raise click.UsageError("use one of --workers, --scheduler and --scheduler-file")
         if cluster["threads"] is not None and chosen not in ([], ["workers"]):
             raise click.UsageError("--threads is for workers started here, not a running cluster")
+        if cluster["insecure"] and chosen not in (["scheduler"], ["scheduler_file"]):
+            raise click.UsageError("--insecure is for a running cluster (--scheduler)")
         command(*args, cluster=cluster, **given)
 
     return run
@@ -65,6 +77,8 @@ def connected(cluster: dict[str, Any], quiet: bool) -> Iterator[Any]:
     if cluster["scheduler_file"] is not None:
         cluster["scheduler"] = _address_in(cluster["scheduler_file"])
     if cluster["scheduler"] is not None:
+        if not cluster["insecure"]:
+            refuse_plain(cluster["scheduler"])
         with _running_cluster(cluster["scheduler"], cluster["wait"]) as client:
             yield client
     elif workers is None:
@@ -87,6 +101,37 @@ def connected(cluster: dict[str, Any], quiet: bool) -> Iterator[Any]:
             if not quiet and importlib.util.find_spec("bokeh"):
                 click.echo(f"dashboard: {client.dashboard_link}", err=True)
             yield client
+
+
+def stays_private(address: str) -> bool:
+    """Whether nobody else on the network can read or alter what goes to this address.
+
+    A name other than ``localhost`` is not looked up: what it means may change before it is used.
+    """
+    scheme, _, rest = address.rpartition("://")
+    scheme = scheme.lower() or "tcp"
+    if scheme in ENCRYPTED or scheme in INSIDE:
+        return True
+    try:
+        host = urlsplit(f"//{rest}").hostname or ""
+        if host == "localhost":
+            return True
+        found = ip_address(host)
+    except ValueError:
+        return False
+    return (getattr(found, "ipv4_mapped", None) or found).is_loopback
+
+
+def refuse_plain(address: str) -> None:
+    """Raise a usage error where data, and code to run, would travel for all to read and alter."""
+    if not stays_private(address):
+        raise click.UsageError(
+            f"the scheduler at {address} is on another machine, and the connection would not be "
+            "encrypted: whoever can reach it could read the data and run code. Use TLS (an address "
+            "tls://..., with distributed.comm.tls.ca-file and distributed.comm.tls.client.cert and "
+            ".key in Dask's configuration), or say --insecure on a network that you trust. Nothing "
+            "was read."
+        )
 
 
 def _address_in(file: Path) -> str:

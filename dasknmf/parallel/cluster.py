@@ -3,88 +3,74 @@
 What was measured, and shapes this file: one fused task a slab plus the merge tree, since a task
 costs 2 ms; factors are scattered, never literal arguments (the scheduler keeps those for good);
 carried rows are put in the worker's memory as data without ancestry, so that the scheduler's task
-count stays flat; a lost worker costs a repeated pass from the factors that the client holds.
+count stays flat; a lost worker costs a repeated visit from the factors that the client holds. No
+task is bound to a worker: the death of that one would be waited for.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
+import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import CancelledError
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import cloudpickle
-from distributed import Client, Future, KilledWorker, get_client
+from distributed import Client, Future, KilledWorker
+from distributed.client import ClosedClientError
 from distributed.comm import CommClosedError
 
 from dasknmf.numerics import planning
 from dasknmf.numerics.errors import ClusterError, RowsLostError
 from dasknmf.numerics.inspection import Place
-from dasknmf.numerics.terms import add
 from dasknmf.numerics.work import Rows, Work
-from dasknmf.parallel.blas import ensure_one_thread
 from dasknmf.parallel.executors import Carried, Executor, Visit, pick_rows
 from dasknmf.parallel.loading import Recipe, recipes
+from dasknmf.parallel.remote import (
+    make_rows,
+    merge_pieces,
+    release,
+    release_all,
+    rows_prefix,
+    visit_slab,
+)
 from dasknmf.parallel.slabs import Slabs
+from dasknmf.parallel.watchdog import Watchdog
 
 logger = logging.getLogger("dasknmf")
 
-LOST = (CancelledError, KilledWorker, CommClosedError)
-RETRIES = 5
+LOST = (CancelledError, KilledWorker, CommClosedError, ClosedClientError)
+RETRIES = 5  # in a row: every visit that ends well refills them
+LONGEST_PAUSE = 2.0  # seconds before a retry; the first one is at once
 LARGE_RECIPE = 1 << 18  # bytes; a graph above it carries data
+LARGE_WORK = 4 << 20  # bytes of factors that the scheduler may keep for rows to be made again
+TOGETHER = 16  # slabs whose rows are fetched in one request: a request has to end now and then
+LAST_WORD = 5.0  # seconds for workers to answer that nobody waits for
+T = TypeVar("T")
 
 
-class Piece(NamedTuple):
-    """What leaves a slab task: sums, and the key under which its rows stay on the worker."""
+@dataclass(eq=False)
+class Held:
+    """Rows of one slab on the cluster.
 
-    sums: Any
-    keys: tuple[str, ...]
-
-
-_held: dict[str, list[Future]] = {}
-_held_lock = threading.Lock()
-
-
-def _hold(run: str, rows: Rows) -> str:
-    """Keep rows in this worker's memory as data without ancestry; give their key.
-
-    The worker's own client refers to them until the client of the fit does (``_release``).
+    ``work`` made them from the slab alone, and makes them again where they are lost; None where it
+    took other rows for it.
     """
-    (future,) = get_client().scatter([rows], hash=False)  # inside a task: into this worker
-    with _held_lock:
-        _held.setdefault(run, []).append(future)
-    return str(future.key)
 
-
-def _release(runs: Sequence[str]) -> None:
-    with _held_lock:
-        for run in runs:
-            _held.pop(run, None)
-
-
-def visit_slab(work: Work, source: Any, rows: Rows | None, place: Place, run: str) -> Piece:
-    """The task: load the slab if it is not here yet, do the work, leave the rows here."""
-    ensure_one_thread()
-    block = source.load() if isinstance(source, Recipe) else source
-    new, sums = work(block, rows, place)
-    keys = () if not run or new is None else (_hold(run, new),)
-    return Piece(sums, keys)
-
-
-def merge_pieces(pieces: Sequence[Piece]) -> Piece:
-    """Add sums up in the order of the slabs."""
-    keys = tuple(key for piece in pieces for key in piece.keys)
-    return Piece(add([piece.sums for piece in pieces]), keys)
+    future: Future
+    work: Work | None
+    place: Place
 
 
 class ClusterExecutor(Executor):
     """Visits slabs on the workers that ``client`` is connected to.
 
     ``resident`` slabs are loaded once and stay in the workers' memory; otherwise each task loads
-    its slab, so that no more slabs are in memory than tasks run.
+    its slab, so that no more slabs are in memory than tasks run. Every wait is the watchdog's.
     """
 
     def __init__(self, slabs: Slabs, client: Client, resident: bool) -> None:
@@ -92,67 +78,138 @@ class ClusterExecutor(Executor):
         self.client = client
         self.resident = resident
         self.token = uuid.uuid4().hex[:8]
-        self._sources: list[Any] | None = None
+        self.watchdog = Watchdog(client, rows_prefix(self.token))
+        self._sources: list[Any] = [None] * len(slabs)
+        self._recipes: list[Recipe] | None = None
         self._runs: list[str] = []
+        self._releases: list[Any] = []
         self._count = self._stored = 0
+        self._failures = 0
 
     @property
     def room(self) -> int | None:
         """A quarter of the workers' memory."""
-        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
-        limits = [worker["memory_limit"] for worker in workers]
+        found = self.watchdog.wait(lambda: self.client.scheduler.identity(n_workers=-1), "the plan")
+        limits = [worker["memory_limit"] for worker in found["workers"].values()]
         return sum(limits) // 4 if limits and all(limits) else None
 
     def _run(
         self, work: Work, rows: Carried | None, places: Sequence[Place], keep: bool, load: bool
     ) -> Visit:
-        for attempt in range(RETRIES + 1):
+        needed = [] if rows is None else [rows.handles[place.slab] for place in places]
+        attempt = partial(self._attempt, work, rows, places, keep, load)
+        visit = self._insist(work.name, attempt, [held for held in needed if held is not None])
+        self._failures = 0
+        return visit
+
+    def _insist(self, what: str, attempt: Callable[[], T], needed: Sequence[Held] = ()) -> T:
+        """Repeat ``attempt`` when workers die under it, and remake rows that it needs."""
+        while True:
             try:
-                return self._attempt(work, rows, places, keep, load)
+                return attempt()
             except LOST as error:
-                if rows is not None and any(h and h.status != "finished" for h in rows.handles):
-                    raise RowsLostError(
-                        "the workers that carried rows from pass to pass are gone"
-                    ) from error
-                self._sources = None
-                logger.warning(
-                    "%s: lost work or data on the cluster (%s); the pass is repeated from the "
-                    "factors held here, attempt %d of %d",
-                    work.name, type(error).__name__, attempt + 1, RETRIES,
-                )  # fmt: skip
+                error.__traceback__ = None  # its frames hold futures, and so tasks alive
+                self._count_failure(what, error)
                 last = error
-        raise ClusterError(
-            f"{work.name} lost work or data {RETRIES + 1} times in a row; last: {last!r}. "
-            f"Workers now: {len(self.client.scheduler_info()['workers'])}. Check the workers' "
-            "logs: a slab that does not fit in a worker's memory ends like this; use smaller "
-            "chunks or more memory."
-        ) from last
+            try:
+                self._remake(needed)
+            except LOST as error:
+                last = error
+            except RowsLostError as error:
+                raise error from last
+            logger.warning(
+                "%s: lost work or data on the cluster (%s); repeated from the factors held here, "
+                "attempt %d of %d",
+                what, type(last).__name__, self._failures, RETRIES,
+            )  # fmt: skip
+
+    def _count_failure(self, what: str, error: Exception) -> None:
+        """Raise where there is no sense in another attempt; else wait a little before it."""
+        with suppress(CommClosedError):
+            self.watchdog.check_connected()
+        self._failures += 1
+        if self._failures > RETRIES:
+            raise ClusterError(
+                f"{what} lost work or data {self._failures} times in a row; last: {error!r}. "
+                "Check the workers' logs: a slab that does not fit in a worker's memory ends like "
+                "this; use smaller chunks or more memory.\n" + self.watchdog.workers_now()
+            ) from error
+        if self._failures > 1:
+            time.sleep(min(0.1 * 2**self._failures, LONGEST_PAUSE))
+        self._drop_lost_sources()
+
+    def _remake(self, needed: Sequence[Held]) -> None:
+        """Make those rows again that were lost.
+
+        Raises
+        ------
+        RowsLostError
+            They came from other rows.
+        """
+        lost = self._lost(needed) if needed else []
+        if any(held.work is None for held in lost):
+            raise RowsLostError("the workers that carried rows from pass to pass are gone")
+        for work in {id(held.work): held.work for held in lost}.values():
+            assert work is not None
+            same = [held for held in lost if held.work is work]
+            places = [held.place for held in same]
+            logger.warning(
+                "%s: rows of %d slabs were lost, and are made again", work.name, len(same)
+            )
+            visit = self._insist(work.name, partial(self._attempt, work, None, places, True, True))
+            assert visit.rows is not None
+            for held in same:
+                held.future = visit.rows.handles[held.place.slab].future
+
+    def _lost(self, needed: Sequence[Held]) -> list[Held]:
+        keys = [held.future.key for held in needed]
+        holders = self._wait(lambda: self.client.scheduler.who_has(keys=keys), "rows of slabs")
+        return [
+            held
+            for held in needed
+            if not holders.get(held.future.key) or held.future.status in ("cancelled", "error")
+        ]
+
+    def _wait(self, ask: Callable[[], Awaitable[Any]], what: str) -> Any:
+        """Wait for an answer in which no task's own error can be."""
+        try:
+            return self.watchdog.wait(ask, what)
+        except LOST:
+            raise
+        except OSError as error:
+            raise CommClosedError(f"{what}: {error!r}") from error
 
     def _attempt(
         self, work: Work, rows: Carried | None, places: Sequence[Place], keep: bool, load: bool
     ) -> Visit:
         self._count += 1
         run = f"{self.token}-{self._count}"
-        sources = [self._load()[p.slab] for p in places] if load else [None] * len(places)
-        scattered = self.client.scatter(work, hash=False)
+        sources = self._load() if load else self._sources
+        old = [None if rows is None else rows.handles[place.slab] for place in places]
+        scattered = self._scatter(work, work.name)
+        if keep:
+            self._runs.append(run)
         leaves = self.client.map(
             visit_slab,
             [scattered] * len(places),
-            sources,
-            [None] * len(places) if rows is None else [rows.handles[p.slab] for p in places],
+            [sources[place.slab] if load else None for place in places],
+            [None if held is None else held.future for held in old],
             list(places),
             [run if keep else ""] * len(places),
-            key=[(f"{work.name}-{run}", p.slab) for p in places],
+            key=[(f"{work.name}-{run}", place.slab) for place in places],
             pure=False,
         )
         root = self._merge(leaves, run)
-        piece = root.result()
-        kept = None
-        if keep:
-            kept = self._with_old(rows, places, self._adopt(piece.keys))
-            self._runs.append(run)
-        self._forget(keep=2)
-        return Visit(piece.sums, kept)
+        piece = self.watchdog.wait(lambda: self.client.gather(root, asynchronous=True), work.name)
+        if not keep:
+            return Visit(piece.sums, None)
+        futures = self._adopt(piece.keys)
+        new = [
+            Held(future, work if load and before is None else None, place)
+            for future, before, place in zip(futures, old, places, strict=True)
+        ]
+        self._forget()
+        return Visit(piece.sums, self._with_old(rows, places, new))
 
     def _merge(self, leaves: list[Future], run: str) -> Future:
         for depth, level in enumerate(planning.tree_levels(len(leaves))):
@@ -171,90 +228,166 @@ class ClusterExecutor(Executor):
         self.client._send_to_scheduler({"op": "client-desires-keys", "keys": list(keys)})
         return futures
 
-    def _forget(self, keep: int) -> None:
-        """Let workers drop their own references to rows that this client now holds or dropped."""
-        old, self._runs = self._runs[: len(self._runs) - keep], self._runs[-keep:] if keep else []
+    def _forget(self) -> None:
+        """Let workers drop their own references to rows that this client now holds or dropped.
+
+        Nobody waits for them: one that is frozen or dying would not answer.
+        """
+        old, self._runs = self._runs[:-2], self._runs[-2:]
         if old:
-            self.client.run(_release, old)
+            ask = partial(self.client.run, release, old, on_error="ignore", asynchronous=True)
+            self._releases = [job for job in self._releases if not job.done()]
+            self._releases.append(self.watchdog.start(ask, self.watchdog.limit))
 
     def _load(self) -> list[Any]:
-        """Futures of slabs, or recipes; made anew after a loss."""
-        if self._sources is None:
-            graph = self.slabs.graph
-            if graph is None:
-                self._sources = self._scatter(self.slabs.blocks)
-            else:
-                found = None if self.resident else small_recipes(self.slabs)
-                if found is None:
-                    self._sources = self.client.get(graph, list(self.slabs.blocks), sync=False)
-                else:
-                    self._sources = self._scatter(found)
+        """Futures of slabs, or of their recipes; those that were lost are made anew."""
+        missing = [i for i, source in enumerate(self._sources) if source is None]
+        if not missing:
+            return self._sources
+        graph, blocks = self.slabs.graph, list(self.slabs.blocks)
+        if graph is not None:
+            if self._recipes is None and not self.resident:
+                self._recipes = small_recipes(self.slabs)
+            if self._recipes is None:
+                wanted = [blocks[i] for i in missing]
+                for i, future in zip(
+                    missing, self.client.get(graph, wanted, sync=False), strict=True
+                ):
+                    self._sources[i] = future
+                return self._sources
+            blocks = list(self._recipes)
+        for i in missing:  # one at a time: the client never holds a serialised copy of the whole
+            self._sources[i] = self._scatter(blocks[i], "slabs")
         return self._sources
 
-    def _scatter(self, blocks: Sequence[Any]) -> list[Future]:
-        """One at a time: the client never holds a serialised copy of the whole."""
-        return [self.client.scatter(block, hash=False) for block in blocks]
+    def _drop_lost_sources(self) -> None:
+        """Forget slabs that the scheduler can't make again by itself."""
+        scattered = self.slabs.graph is None or self._recipes is not None
+        gone = {"cancelled", "error"} | ({"lost", "pending"} if scattered else set())
+        for i, source in enumerate(self._sources):
+            if source is not None and source.status in gone:
+                self._sources[i] = None
+
+    def _scatter(self, data: Any, what: str) -> Future:
+        patience = 2 * self.watchdog.limit  # of the scheduler, until there is a worker
+        whole = [data]  # scatter() would take a tuple apart
+        (future,) = self._wait(
+            partial(self.client.scatter, whole, hash=False, timeout=patience, asynchronous=True),
+            what,
+        )
+        return future
 
     def carry(self, blocks: Sequence[Rows]) -> Carried:
         """Scatter rows to the workers."""
-        return Carried(tuple(self._scatter(blocks)))
+
+        def scatter() -> Carried:
+            futures = [self._scatter(block, "rows given") for block in blocks]
+            places = self.slabs.places
+            return Carried(tuple(Held(f, None, p) for f, p in zip(futures, places, strict=True)))
+
+        return self._insist("rows given", scatter)
 
     def fetch(self, rows: Carried) -> list[Rows]:
-        """Gather rows from the workers."""
-        try:
-            return list(self.client.gather(list(rows.handles)))
-        except LOST as error:
-            raise RowsLostError("rows were lost with their worker") from error
+        """Gather rows from the workers; those that died with one are made again.
+
+        Raises
+        ------
+        RowsLostError
+            They came from other rows.
+        """
+        found: list[Rows] = []
+        for start in range(0, len(rows.handles), TOGETHER):
+            part = rows.handles[start : start + TOGETHER]
+            found += self._insist("rows", partial(self._gather, part), part)
+            self._failures = 0
+        return found
+
+    def _gather(self, part: Sequence[Held]) -> list[Rows]:
+        futures = [held.future for held in part]
+        return list(self._wait(lambda: self.client.gather(futures, asynchronous=True), "rows"))
 
     def store_rows(self, rows: Carried, write: Callable[[int, Rows], Any]) -> list[Any]:
         """Tasks beside those of the fit."""
-        there = [(i, handle) for i, handle in enumerate(rows.handles) if handle is not None]
+        there = [(i, held.future) for i, held in enumerate(rows.handles) if held is not None]
         if not there:
             return []
         self._stored += 1
         run = f"{self.token}-{self._stored}"
-        numbers, handles = zip(*there, strict=True)
+        numbers, futures = zip(*there, strict=True)
         keys = [(f"nmf-commit-{run}", i) for i in numbers]
         try:
-            written = self.client.map(write, numbers, handles, key=keys, pure=False, priority=1)
-            return list(self.client.gather(written))
+            written = self.client.map(write, numbers, futures, key=keys, pure=False, priority=1)
+            ask = partial(self.client.gather, written, asynchronous=True)
+            return list(self.watchdog.wait(ask, "a commit"))
         except LOST as error:
-            raise RowsLostError(
-                "rows were lost with their worker before they were saved"
-            ) from error
+            raise RowsLostError("rows died with their worker before they were saved") from error
 
     def load_rows(self, read: Any, count: int) -> Carried:
         """Tasks that read them, so that rows which die with a worker are read again."""
         self._stored += 1
-        run = f"{self.token}-{self._stored}"
-        return Carried(
-            tuple(
-                self.client.submit(read.only(i), i, key=(f"nmf-restore-{run}", i), pure=False)
-                if read.blocks[i] >= 0
-                else None
-                for i in range(count)
-            )
-        )
+        handles: list[Held | None] = [None] * count
+        for i in (i for i in range(count) if read.blocks[i] >= 0):
+            key = (f"nmf-restore-{self.token}-{self._stored}", i)
+            future = self.client.submit(read.only(i), i, key=key, pure=False)
+            handles[i] = Held(future, None, self.slabs.places[i])
+        return Carried(tuple(handles))
 
     def everywhere(self, check: Callable[[], Any]) -> dict[str, Any]:
         """On every worker."""
-        found: dict[str, Any] = self.client.run(check, on_error="return")
+        ask = partial(self.client.run, check, on_error="return", asynchronous=True)
+        found: dict[str, Any] = self.watchdog.wait(ask, "a look at the checkpoint path")
         return found
 
+    def say_kept(self, what: str) -> None:
+        """The end of the error that a lost scheduler is."""
+        self.watchdog.kept = what
+
     def dask_chunks(self, rows: Carried, model: int) -> list[Any]:
-        """Futures of one model's rows."""
-        return self.client.map(
-            partial(pick_rows, model=model),
-            list(rows.handles),
-            key=[(f"nmf-rows-{self.token}-{model}", i) for i in range(len(rows.handles))],
-            pure=False,
-        )
+        """Futures of one model's rows, made again by the scheduler where slabs alone tell how."""
+        self._insist("rows", partial(self._remake, rows.handles))
+        self._failures = 0
+        keys = [(f"nmf-rows-{self.token}-{model}", i) for i in range(len(rows.handles))]
+        pick = partial(pick_rows, model=model)
+        origins = self._origins(rows.handles)
+        picked = {key: (pick, h.future.key) for key, h in zip(keys, rows.handles, strict=True)}
+        if origins:
+            return list(self.client.get({**origins, **picked}, keys, sync=False))
+        futures = [held.future for held in rows.handles]
+        return self.client.map(pick, futures, key=keys, pure=False)
+
+    def _origins(self, handles: Sequence[Held]) -> dict[Any, Any]:
+        """Tasks that would make these rows, which are there already; none where that is unknown.
+
+        The scheduler keeps a task that is given for data which it has, and runs it once they die.
+        """
+        if self.slabs.graph is None or any(held.work is None for held in handles):
+            return {}
+        works = {id(held.work): held.work for held in handles}
+        found = self._recipes or small_recipes(self.slabs)
+        if found is None or sum(len(cloudpickle.dumps(w)) for w in works.values()) > LARGE_WORK:
+            return {}
+        names = {number: f"nmf-work-{uuid.uuid4().hex}" for number in works}
+        graph: dict[Any, Any] = {names[n]: (partial(_same, w),) for n, w in works.items()}
+        for held in handles:
+            make = partial(make_rows, source=found[held.place.slab], place=held.place)
+            graph[held.future.key] = (make, names[id(held.work)])
+        return graph
 
     def close(self) -> None:
         """Let the workers drop slabs and rows."""
-        self._sources = None
-        if self.client.status == "running":
-            self._forget(keep=0)
+        self._sources = [None] * len(self.slabs)
+        for job in self._releases:
+            job.cancel()
+        if self.client.status == "running" and self._runs:
+            ask = partial(
+                self.client.run, release_all, self.token, on_error="ignore", asynchronous=True
+            )
+            with suppress(Exception):  # a fit that has ended well does not fail on this
+                self.watchdog.ask_for(ask, LAST_WORD)
+
+
+def _same(work: Work | None) -> Work | None:
+    return work
 
 
 def small_recipes(slabs: Slabs) -> list[Recipe] | None:

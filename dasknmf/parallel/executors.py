@@ -127,6 +127,10 @@ class Executor(ABC):
         ``read.only(slab)`` is what travels.
         """
 
+    def say_kept(self, what: str) -> None:
+        """What a user still has, and can do, where everything else is lost: for errors."""
+        return
+
     @abstractmethod
     def everywhere(self, check: Callable[[], Any]) -> dict[str, Any]:
         """What ``check()`` gives, or the error that it raises, in every process that visits slabs.

@@ -1,0 +1,81 @@
+"""What runs on the workers of a cluster: visits to slabs, sums of sums, and the rows left there."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from distributed import Future, get_client
+
+from dasknmf.numerics.inspection import Place
+from dasknmf.numerics.terms import add
+from dasknmf.numerics.work import Rows, Work
+from dasknmf.parallel.blas import ensure_one_thread
+from dasknmf.parallel.loading import Recipe
+
+
+class Piece(NamedTuple):
+    """What leaves a slab task: sums, and the key under which its rows stay on the worker."""
+
+    sums: Any
+    keys: tuple[str, ...]
+
+
+_held: dict[str, list[Future]] = {}
+_held_lock = threading.Lock()
+
+
+def rows_prefix(token: str) -> str:
+    """How the keys of rows begin that stay on workers for one executor, or for one of its runs."""
+    return f"nmf-held-{token}-"
+
+
+def _hold(run: str, rows: Rows) -> str:
+    """Keep rows in this worker's memory as data without ancestry; give their key.
+
+    The worker's own client refers to them until the client of the fit does (``release``).
+    """
+    key = rows_prefix(run) + uuid.uuid4().hex
+    future = get_client().scatter({key: rows})[key]  # inside a task: into this worker
+    with _held_lock:
+        _held.setdefault(run, []).append(future)
+    return key
+
+
+def release(runs: Sequence[str]) -> None:
+    """Let go of the rows of some runs."""
+    with _held_lock:
+        for run in runs:
+            _held.pop(run, None)
+
+
+def release_all(token: str) -> None:
+    """Let go of the rows of every run of one executor, of those that failed, too."""
+    with _held_lock:
+        for run in [run for run in _held if run.startswith(f"{token}-")]:
+            del _held[run]
+
+
+def visit_slab(work: Work, source: Any, rows: Rows | None, place: Place, run: str) -> Piece:
+    """The task: load the slab if it is not here yet, do the work, leave the rows here."""
+    ensure_one_thread()
+    block = source.load() if isinstance(source, Recipe) else source
+    new, sums = work(block, rows, place)
+    keys = () if not run or new is None else (_hold(run, new),)
+    return Piece(sums, keys)
+
+
+def make_rows(work: Work, source: Recipe, place: Place) -> Rows:
+    """Rows that a visit left on a worker, made again."""
+    ensure_one_thread()
+    rows, _ = work(source.load(), None, place)
+    assert rows is not None
+    return rows
+
+
+def merge_pieces(pieces: Sequence[Piece]) -> Piece:
+    """Add sums up in the order of the slabs."""
+    keys = tuple(key for piece in pieces for key in piece.keys)
+    return Piece(add([piece.sums for piece in pieces]), keys)
