@@ -21,6 +21,7 @@ from dasknmf.numerics.stopping import RelativeChange
 from dasknmf.numerics.work import SolveRows
 from dasknmf.parallel import inputs, make_executor, starts
 from dasknmf.parallel.executors import Executor
+from dasknmf.parallel.observing import observed
 from dasknmf.parallel.slabs import Slabs, cut
 from dasknmf.storage import arrays
 
@@ -89,6 +90,12 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     callbacks : sequence of callables or None, default=None
         Each is called after every pass with a :class:`dasknmf.PassInfo`; the fit stops after a
         pass for which one returns True.
+    missing : {'nan', 'unstored'} or None, default=None
+        Entries of X that are not known, and count for nothing: those that are NaN, or those that a
+        sparse X does not store (ratings; by default they are zeros). Needs ``als`` or ``newton``.
+    holdout : float, default=0.0
+        Share of the observed entries that are hidden from the fit, by a hash of ``random_state``,
+        row and column: ``history_['holdout']`` is the error on them.
 
     Attributes
     ----------
@@ -103,7 +110,8 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     history_ : dict of ndarray
         One entry a pass: 'pass', 'reads' (of X so far), 'loss' D, 'objective' (with penalties),
         'relative_error' (||X - WH|| / ||X||, nan for other losses), 'seconds' since the start.
-        With ``als`` the last entry is the read that solves the final rows.
+        With a hold-out also 'holdout': the mean squared error on the hidden entries (mean
+        Kullback-Leibler deviance for that loss). With ``als`` the last entry is the read that solves the final rows.
     outcome_ : Outcome
         Why the fit ended; ``outcome_.value`` is the message.
     fingerprint_ : str
@@ -143,6 +151,8 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         verbose: int = 0,
         shuffle: bool = False,
         callbacks: Sequence[passes.Callback] | None = None,
+        missing: str | None = None,
+        holdout: float = 0.0,
     ) -> None:
         self.n_components = n_components
         self.init = init
@@ -160,9 +170,18 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.verbose = verbose
         self.shuffle = shuffle
         self.callbacks = callbacks
+        self.missing = missing
+        self.holdout = holdout
 
     def fit(
-        self, X: Any, y: Any = None, *, W: Any = None, H: Any = None, client: Any = None
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        W: Any = None,
+        H: Any = None,
+        client: Any = None,
+        weights: Any = None,
     ) -> Self:
         """Learn the components of X.
 
@@ -176,6 +195,9 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             Start for init='custom'.
         client : distributed.Client, optional
             Cluster to use; by default the active client if there is one, else threads.
+        weights : array of shape (n_samples, n_features), optional
+            How much each entry counts: booleans (True: observed) or numbers >= 0, in the kinds of
+            X. What has weight 0 is not looked at, and neither is what a sparse one does not store.
 
         Raises
         ------
@@ -184,11 +206,18 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         TooLargeError
             The fit would run out of memory; nothing was read. A MemoryError.
         """
-        self._fit(X, W, H, client, keep_rows=False)
+        self._fit(X, (W, H), client, weights, keep_rows=False)
         return self
 
     def fit_transform(
-        self, X: Any, y: Any = None, W: Any = None, H: Any = None, *, client: Any = None
+        self,
+        X: Any,
+        y: Any = None,
+        W: Any = None,
+        H: Any = None,
+        *,
+        client: Any = None,
+        weights: Any = None,
     ) -> Any:
         """Learn the components of X and give W.
 
@@ -198,15 +227,18 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             A Dask array with the row chunks of X, its blocks on the workers, where X is one;
             else numpy. Parameters as for ``fit``.
         """
-        self._fit(X, W, H, client, keep_rows=True)
+        self._fit(X, (W, H), client, weights, keep_rows=True)
         return self.W_
 
-    def _fit(self, X: Any, W: Any, H: Any, client: Any, *, keep_rows: bool) -> None:
+    def _fit(
+        self, X: Any, start: tuple[Any, Any], client: Any, weights: Any, *, keep_rows: bool
+    ) -> None:
         """Fit, then set all attributes at once: a fit that fails leaves an earlier one usable."""
         loss, solver = parameters.check(self)
+        parameters.observing(self, weights)
         known = {name: value for name, value in vars(self).items() if name in SEEN}
         try:
-            found, fitted = self._fit_validated(X, W, H, client, loss, solver, keep_rows)
+            found, fitted = self._fit_validated(X, start, client, weights, (loss, solver), keep_rows)
         except BaseException:  # an interrupt, too
             for name in SEEN:
                 self.__dict__.pop(name, None)
@@ -217,12 +249,19 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         results.warn_of(self, found)
 
     def _fit_validated(
-        self, X: Any, W: Any, H: Any, client: Any, loss: Loss, solver: Solver, keep_rows: bool
+        self,
+        X: Any,
+        start: tuple[Any, Any],
+        client: Any,
+        weights: Any,
+        using: tuple[Loss, Solver],
+        keep_rows: bool,
     ) -> tuple[passes.Result, dict[str, Any]]:
         X = self._validated(X, reset=True)
-        k = parameters.count_components(self, X.shape, W, H)
-        slabs = cut(X)
-        factors = parameters.custom_factors(self, X.shape, k, W, H)
+        loss, solver = using
+        k = parameters.count_components(self, X.shape, *start)
+        slabs = observed(cut(X), X, weights, parameters.observing(self, weights))
+        factors = parameters.custom_factors(self, X.shape, k, *start)
         long, short = factors[::-1] if slabs.transposed else factors
         penalties = make_penalties(self.alpha_W, self.alpha_H, self.l1_ratio, X.shape)
         request = starts.Request(
@@ -275,8 +314,10 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         }
         return fitted if X is None else {**fitted, "W_": results.rows_of(found, executor, X)}
 
-    def transform(self, X: Any, *, client: Any = None) -> Any:
+    def transform(self, X: Any, *, client: Any = None, weights: Any = None) -> Any:
         """Give W for X with the components as they are, each row on its own.
+
+        Missing entries and ``weights`` mean what they mean in ``fit``; none is held out.
 
         Returns
         -------
@@ -293,7 +334,8 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         X = self._validated(X, reset=False)
-        slabs = cut(X, whole_rows=True)
+        rule = parameters.observing(self, weights, fitting=False)
+        slabs = observed(cut(X, whole_rows=True), X, weights, rule)
         work = self._row_work(slabs, X.shape[0])
         if inputs.is_dask(X):
             return results.lazy_rows(slabs, work, X, type(self).__name__)
@@ -380,5 +422,6 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.positive_only = True
         tags.input_tags.sparse = True
+        tags.input_tags.allow_nan = self.missing == "nan"
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags

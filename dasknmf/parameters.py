@@ -15,6 +15,7 @@ from dasknmf.numerics.errors import FactorWarning, ParameterError, warn
 from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.losses import Loss, make_loss
 from dasknmf.numerics.memory import Job
+from dasknmf.numerics.observed import NAN, UNSTORED, ZERO, Holdout, Rule
 from dasknmf.numerics.penalties import make_penalties
 from dasknmf.numerics.solvers import Solver, make_solver
 from dasknmf.numerics.terms import Normal, Split
@@ -64,6 +65,40 @@ def check(model: NMF) -> tuple[Loss, Solver]:
     return loss, solver
 
 
+def observing(model: NMF, weights: Any = None, *, fitting: bool = True) -> Rule:
+    """The rule by which entries count; refused where solver, start or loss can't follow it."""
+    names = {None: ZERO, "nan": NAN, "unstored": UNSTORED}
+    missing = model.missing
+    if not (missing is None or isinstance(missing, str)) or missing not in names:
+        raise ParameterError(
+            f"missing={missing!r}; expected None (no entry is), 'nan' (those that are NaN) or "
+            "'unstored' (those that a sparse X does not store)."
+        )
+    _expect_number("holdout", model.holdout, "a share from 0 (none) to below 1")
+    if model.holdout >= 1:
+        raise ParameterError(f"holdout={model.holdout!r}; expected a share from 0 (none) to below 1.")
+    holdout = None
+    if fitting and model.holdout:
+        holdout = Holdout(float(model.holdout), seed_of(model.random_state))
+    rule = Rule(names[missing], holdout)
+    if weights is None and rule == Rule():
+        return rule
+    loss = make_loss(model.beta_loss)
+    solver = make_solver(model.solver, loss)
+    if solver.name not in ("als", "newton"):
+        raise ParameterError(
+            f"solver={solver.name!r} with beta_loss={loss.name!r} takes every entry for equal: "
+            "missing=, holdout= and weights= need rows that are solved anew in each pass. Use "
+            "solver='als' with beta_loss='frobenius', or 'newton' with 'kullback-leibler'."
+        )
+    if fitting and str(model.init).startswith("nndsvd"):
+        raise ParameterError(
+            f"init={model.init!r} needs the singular vectors of a whole X: missing=, holdout= and "
+            "weights= leave entries out. Use init='sample' or 'random'."
+        )
+    return rule
+
+
 def count_components(model: NMF, shape: tuple[int, int], W: Any, H: Any) -> int:
     """Give k, with a warning where fewer would do."""
     if model.n_components not in (None, "auto"):
@@ -103,6 +138,13 @@ def choose_compression(model: NMF, request: starts.Request, executor: Executor) 
     """Whether passes go on on compressed rows between the reads."""
     slabs, forced = executor.slabs, _forces(model.compress)
     able = request.loss.kind is Normal and not request.solver.carries_rows
+    if slabs.observed:
+        if forced:
+            raise ParameterError(
+                "compress=True with missing entries, weights or a hold-out: compressed columns "
+                "know no single entries. Use compress='auto' or False."
+            )
+        return False
     if not model.compress or slabs.sparse or not able:
         if forced:
             raise ParameterError(
@@ -128,9 +170,17 @@ def make_job(model: NMF, solver: Solver, k: int, slabs: Slabs, *, keep_rows: boo
         waves=count_waves(model, solver, len(slabs)),
         carries_rows=solver.carries_rows,
         split=make_loss(model.beta_loss).kind is Split,
-        curvature=solver.curvature_bytes(slabs.shape[1], k),
+        curvature=_curvature(solver, slabs, k),
         keep_rows=keep_rows,
     )
+
+
+def _curvature(solver: Solver, slabs: Slabs, k: int) -> int:
+    """Bytes of what the terms of one model hold a column: its own Gram matrix, or its mass."""
+    needed, columns = solver.curvature_bytes(slabs.shape[1], k), slabs.shape[1]
+    if not slabs.observed:
+        return needed
+    return 8 * columns * k * (k + 1) // 2 if solver.name == "als" else needed + 8 * columns * k
 
 
 def custom_factors(model: NMF, shape: tuple[int, int], k: int, W: Any, H: Any) -> tuple[Any, Any]:

@@ -316,6 +316,7 @@ class _Loop:
         relative = self.settings.loss.relative(model.loss, self.inspection.squares)
         self.history.relative_error.append(relative)
         self.history.models.append(len(self.models))
+        self.history.holdout.append(model.held.mean)
         self.history.reads.append(self.executor.reads)
         self.history.seconds.append(time.perf_counter() - self.began)
 

@@ -1,0 +1,318 @@
+"""Compiled least squares where every row has a Gram matrix of its own, and so every column.
+
+    rows:     G_i = Σ_j m_ij h_j h_jᵀ = base_i HHᵀ + Σ deviations,   c_i = Σ_j m_ij v_ij h_j
+    columns:  G_j = Σ_i m_ij w_i w_iᵀ likewise,                      c_j = Σ_i m_ij v_ij w_i
+
+What deviates from the shared matrix is held packed, the lower triangle row by row. Each problem
+min 1/2 w G w - c w, w >= 0, is solved by coordinate descent and then an active set, like the rows
+that share one matrix (``nnls.py``).
+
+Y.-D. Kim, S. Choi: Weighted nonnegative matrix factorization, ICASSP 2009 (alternating weighted
+least squares); R. Bro, S. de Jong, J. Chemometrics 11, 1997 (the active set).
+"""
+
+import numpy as np
+from numba import njit
+
+from dasknmf.numerics.kernels.kl import _row, _workspace
+
+SWEEPS = 8  # of coordinate descent before the active set takes over
+LOST = 1e-13  # of the shared diagonal: what is left of it is rounding
+
+_compile = njit(nogil=True, cache=True, error_model="numpy")
+# Sums may be regrouped for vector registers; infinities and NaN keep their meaning.
+_fast = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+
+
+@_fast
+def _add_outer(x, f, packed):
+    """Add f x xᵀ to a packed triangle."""
+    first = 0
+    for a in range(x.size):
+        s = f * x[a]
+        if s != 0.0:
+            for b in range(a + 1):
+                packed[first + b] += s * x[b]
+        first += a + 1
+
+
+@_fast
+def row_terms(marks, lists, F, cross, own):
+    """Add every row's c and what its G deviates by, from the other factor ``F``."""
+    oi, ov, ow, di, dw = lists
+    k = F.shape[1]
+    for i in range(cross.shape[0]):
+        for p in range(marks[i, 0], marks[i + 1, 0]):
+            s = ov[p] * ow[p]
+            if s != 0.0:
+                for a in range(k):
+                    cross[i, a] += s * F[oi[p], a]
+        for p in range(marks[i, 1], marks[i + 1, 1]):
+            _add_outer(F[di[p]], dw[p], own[i])
+
+
+@_fast
+def column_terms(marks, lists, W, cross, own):
+    """Add a tile's share of every column's c and what its G deviates by."""
+    oi, ov, ow, di, dw = lists
+    k = W.shape[1]
+    for i in range(W.shape[0]):
+        for p in range(marks[i, 0], marks[i + 1, 0]):
+            s = ov[p] * ow[p]
+            if s != 0.0:
+                for a in range(k):
+                    cross[oi[p], a] += s * W[i, a]
+        for p in range(marks[i, 1], marks[i + 1, 1]):
+            _add_outer(W[i], dw[p], own[di[p]])
+
+
+@_compile
+def _unpack(packed, gram, share, G):
+    """G = share gram + what is packed; a diagonal of which only rounding is left becomes zero."""
+    k = G.shape[0]
+    for a in range(k):
+        first = a * (a + 1) // 2
+        for b in range(a + 1):
+            G[a, b] = G[b, a] = share * gram[a, b] + packed[first + b]
+        if G[a, a] <= LOST * share * gram[a, a]:
+            G[a, a] = 0.0
+
+
+@_compile
+def _gradient(G, c, w, g):
+    """g = c - G w; zero where G has nothing on its diagonal."""
+    for a in range(c.size):
+        g[a] = c[a] if G[a, a] > 0.0 else 0.0
+    for b in range(c.size):
+        if w[b] != 0.0:
+            for a in range(c.size):
+                if G[a, a] > 0.0:
+                    g[a] -= G[a, b] * w[b]
+
+
+@_compile
+def _sweep(G, c, w, g, sweeps, scale):
+    """Coordinate descent until the gains to come are below ``scale``; True if they are."""
+    before = 0.0
+    for _ in range(sweeps):
+        gained = 0.0
+        for a in range(c.size):
+            if G[a, a] <= 0.0:
+                continue
+            new = max(w[a] + g[a] / G[a, a], 0.0)
+            e = new - w[a]
+            if e != 0.0:
+                w[a] = new
+                gained += G[a, a] * e * e
+                for b in range(c.size):
+                    g[b] -= e * G[a, b]
+        if gained == 0.0 or (gained <= 100.0 * scale and gained * gained <= scale * (before - gained)):
+            return True
+        before = gained
+    return False
+
+
+@_compile
+def _step_on(G, g, free, size, chol, step):
+    """Solve (G + E) step = g on the free coefficients; E lifts pivots that are rounding."""
+    for i in range(size):
+        p = free[i]
+        for j in range(i):
+            s = G[p, free[j]]
+            for m in range(j):
+                s -= chol[i, m] * chol[j, m]
+            chol[i, j] = s * chol[j, j]
+        s = G[p, p]
+        for m in range(i):
+            s -= chol[i, m] * chol[i, m]
+        chol[i, i] = 1.0 / np.sqrt(max(s, LOST * G[p, p]))  # the diagonal is kept inverted
+        s = g[p]
+        for m in range(i):
+            s -= chol[i, m] * step[m]
+        step[i] = s * chol[i, i]
+    for i in range(size - 1, -1, -1):
+        step[i] *= chol[i, i]
+        for m in range(i):
+            step[m] -= chol[i, m] * step[i]
+
+
+@_compile
+def _take(G, w, g, free, size, step):
+    """Take the step, clipped at zero if that lowers the objective, else to the first bound.
+
+    True if no bound was in the way.
+    """
+    change, length, first = 0.0, 1.0, -1
+    for i in range(size):
+        x = max(step[i], -w[free[i]])
+        bend = 0.0
+        for j in range(size):
+            bend += G[free[i], free[j]] * max(step[j], -w[free[j]])
+        change += x * (0.5 * bend - g[free[i]])
+        aim = w[free[i]] + step[i]
+        if aim <= 0.0 and w[free[i]] <= length * -step[i]:
+            length, first = w[free[i]] / -step[i], i
+    clipped = first < 0 or change < 0.0
+    for i in range(size):
+        w[free[i]] = max(w[free[i]] + (step[i] if clipped else length * step[i]), 0.0)
+    if first >= 0 and not clipped:
+        w[free[first]] = 0.0
+    return first < 0
+
+
+@_compile
+def _finish(G, c, w, g, scale, free, chol, step):
+    """Newton steps on the positive coefficients; bound ones that the gradient calls are freed."""
+    k, steps = c.size, 0
+    for _ in range(4 * k + 20):
+        _gradient(G, c, w, g)
+        size, inside, called = 0, 0.0, 0
+        for a in range(k):
+            if w[a] > 0.0:
+                free[size] = a
+                size += 1
+                inside = max(inside, g[a] * g[a] / G[a, a])
+            elif g[a] > 0.0 and g[a] * g[a] > scale * G[a, a]:
+                called += 1
+        if inside <= scale or steps >= 3:
+            if called == 0:
+                return
+            steps, size = 0, 0
+            for a in range(k):
+                if w[a] == 0.0 and g[a] > 0.0 and g[a] * g[a] > scale * G[a, a]:
+                    w[a] = g[a] / (called * G[a, a])
+                if w[a] > 0.0:
+                    free[size] = a
+                    size += 1
+            _gradient(G, c, w, g)
+        _step_on(G, g, free, size, chol, step)
+        steps = steps + 1 if _take(G, w, g, free, size, step) else 0
+
+
+@_compile
+def solve_each(cross, gram, own, share, ridge, tol, gain, out):
+    """Solve min 1/2 w (share_i gram + own_i + ridge) w - c_i w over w >= 0 for every row of ``out``.
+
+    From what ``out`` holds. ``tol``: steps below this part of the largest are rounding; ``gain``:
+    a row rests where less than this part of c w is left.
+    """
+    rows, k = cross.shape
+    G, chol = np.empty((k, k)), np.empty((k, k))
+    g, step, free = np.empty(k), np.empty(k), np.empty(k, np.int64)
+    for i in range(rows):
+        c, w = cross[i], out[i]
+        _unpack(own[i], gram, share[i], G)
+        scale = 0.0
+        for a in range(k):
+            if G[a, a] > 0.0 or ridge > 0.0:
+                G[a, a] += ridge
+                if c[a] > 0.0:
+                    scale = max(scale, tol * tol * c[a] * c[a] / G[a, a])
+            else:
+                w[a] = 0.0
+        if scale <= 0.0:  # nothing pulls: nothing observed, or zeros only
+            w[:] = 0.0
+            continue
+        _gradient(G, c, w, g)
+        done = _sweep(G, c, w, g, SWEEPS, scale)
+        if not done and gain > 0.0:
+            energy = 0.0
+            for a in range(k):
+                energy += c[a] * w[a]
+            done = _sweep(G, c, w, g, SWEEPS, max(scale, 2.0 * gain * energy))
+        if not done:
+            _finish(G, c, w, g, scale, free, chol, step)
+
+
+@_fast
+def quadratic(own, F):
+    """Σ_j f_j own_j f_jᵀ: what the deviations add to the model's squared norm."""
+    total = 0.0
+    k = F.shape[1]
+    for j in range(F.shape[0]):
+        for a in range(k):
+            first = a * (a + 1) // 2
+            s = 0.5 * own[j, first + a] * F[j, a]
+            for b in range(a):
+                s += own[j, first + b] * F[j, b]
+            total += 2.0 * s * F[j, a]
+    return total
+
+
+@_fast
+def squared_error(mark, index, v, m, W, F):
+    """Σ m (v - w f)² over listed entries; ``mark``: where the list of each row ends."""
+    total = 0.0
+    for i in range(W.shape[0]):
+        for p in range(mark[i], mark[i + 1]):
+            y = 0.0
+            for a in range(W.shape[1]):
+                y += np.float64(W[i, a]) * F[index[p], a]
+            total += m[p] * (v[p] - y) * (v[p] - y)
+    return total
+
+
+@_fast
+def divergence(mark, index, v, m, W, F):
+    """Kullback-Leibler Σ m (v log(v/y) - v + y) over listed entries, y at least 1e-6 v."""
+    total = 0.0
+    for i in range(W.shape[0]):
+        for p in range(mark[i], mark[i + 1]):
+            y = 0.0
+            for a in range(W.shape[1]):
+                y += np.float64(W[i, a]) * F[index[p], a]
+            y = max(y, 1e-6 * v[p])
+            total += m[p] * (y - v[p])
+            if v[p] > 0.0:
+                total += m[p] * v[p] * np.log(v[p] / y)
+    return total
+
+
+@_compile
+def kl_rows(marks, lists, base, Ht, sums, penalty, rule, out, neg, curvature, mass):
+    """Solve Kullback-Leibler rows over their observed entries, each with prices of its own.
+
+    The price of w_a is Σ_j m_ij h_ja, and the entries weigh m v: the row of ``kl.py`` with these.
+    ``mass``: Σ_i m_ij w_i of every column but for rows with base 1, which add it by deviations.
+    Gives Σ m (v log(v/y) - v + y), terms as there.
+    """
+    oi, ov, ow, di, dw = lists
+    k = Ht.shape[1]
+    width = 1
+    for i in range(base.size):
+        width = max(width, marks[i + 1, 0] - marks[i, 0])
+    values, index = np.empty(width), np.empty(width, np.int64)
+    own, price = np.empty(k), np.empty(k)
+    work = _workspace(width, k)
+    total = 0.0
+    for i in range(base.size):
+        count, weight, logs = 0, 0.0, 0.0
+        for p in range(marks[i, 0], marks[i + 1, 0]):
+            x = ov[p] * ow[p]
+            if x > 0.0:
+                values[count], index[count] = x, oi[p]
+                weight += x
+                logs += x * np.log(ow[p])
+                count += 1
+        out[i] = 0.0
+        if count == 0:
+            continue
+        for a in range(k):
+            own[a] = base[i] * sums[a]
+        for p in range(marks[i, 1], marks[i + 1, 1]):
+            for a in range(k):
+                own[a] += dw[p] * Ht[di[p], a]
+        for a in range(k):
+            own[a] = own[a] if own[a] > LOST * base[i] * sums[a] else 0.0
+            price[a] = own[a] + penalty[0] if own[a] > 0.0 else 0.0
+        total += _row(
+            values, index, count, weight, Ht, price, penalty[1], rule, False, work, out[i], neg,
+            curvature,
+        )  # fmt: skip
+        total -= logs
+        for a in range(k):
+            total += own[a] * out[i, a]
+        for p in range(marks[i, 1], marks[i + 1, 1]):
+            for a in range(k):
+                mass[di[p], a] += dw[p] * out[i, a]
+    return total
