@@ -181,7 +181,7 @@ class Observed:
         oi, ov, ow, di, dw, hi, hv, hw = lists
         observed, deviating, held = marks[-1]
         return Lists(
-            start, stop, base, marks, oi[:observed], ov[:observed], ow[:observed],
+            start, stop, base, marks, own(oi[:observed]), own(ov[:observed]), own(ow[:observed]),
             di[:deviating], dw[:deviating], (hi[:held], hv[:held], hw[:held]),
         )  # fmt: skip
 
@@ -214,7 +214,7 @@ def stacked(blocks: Sequence[Any]) -> Any:
 
 def _empty_lists(size: int) -> tuple[Array, ...]:
     def index() -> Array:
-        return np.empty(size, np.int64)
+        return np.empty(size, np.int32)
 
     def real() -> Array:
         return np.empty(size)

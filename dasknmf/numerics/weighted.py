@@ -111,10 +111,17 @@ def kl_rows(
     sums = np.sum(F, axis=0)
     for tile in V.tiles():
         solved = rows[tile.start : tile.stop]
-        value += loops("each").kl_rows(
-            tile.marks, tile.kernel_lists, tile.base, F, sums, penalty, rule, solved, neg,
-            curvature, mass,
+        own_sums = np.empty(solved.shape)
+        lists = tile.kernel_lists
+        loops("each").prices(tile.marks, lists, tile.base, F, sums, own_sums)
+        weight = np.where(own_sums > 0.0, own_sums + penalty[0], 0.0)
+        scaled = own(tile.value * tile.weight)
+        value += loops("kl").csr_rows(
+            own(tile.marks[:, 0].astype(np.int32)), tile.index, scaled, F, own(weight),
+            float(penalty[1]), rule, solved, neg, curvature,
         )  # fmt: skip
+        value += float(np.sum(own_sums * solved)) - float(np.dot(scaled, np.log(tile.weight)))
+        loops("each").masses(tile.marks, lists, own(solved), mass)
         whole += np.sum(solved * tile.base[:, None], axis=0)
     mass += whole
     mass[mass <= 1e-13 * whole] = 0.0  # all that is left is rounding: nothing observed

@@ -14,8 +14,6 @@ least squares); R. Bro, S. de Jong, J. Chemometrics 11, 1997 (the active set).
 import numpy as np
 from numba import njit
 
-from dasknmf.numerics.kernels.kl import _row, _workspace
-
 SWEEPS = 8  # of coordinate descent before the active set takes over
 LOST = 1e-13  # of the shared diagonal: what is left of it is rounding
 
@@ -268,51 +266,26 @@ def divergence(mark, index, v, m, W, F):
     return total
 
 
-@_compile
-def kl_rows(marks, lists, base, Ht, sums, penalty, rule, out, neg, curvature, mass):
-    """Solve Kullback-Leibler rows over their observed entries, each with prices of its own.
+@_fast
+def prices(marks, lists, base, F, sums, out):
+    """Give every row's Σ_j m_ij f_j; what is left of a sum by rounding alone becomes zero."""
+    others, deviation = lists[3], lists[4]
+    for i in range(out.shape[0]):
+        for a in range(out.shape[1]):
+            out[i, a] = base[i] * sums[a]
+        for p in range(marks[i, 1], marks[i + 1, 1]):
+            for a in range(out.shape[1]):
+                out[i, a] += deviation[p] * F[others[p], a]
+        for a in range(out.shape[1]):
+            if out[i, a] <= LOST * base[i] * sums[a]:
+                out[i, a] = 0.0
 
-    The price of w_a is Σ_j m_ij h_ja, and the entries weigh m v: the row of ``kl.py`` with these.
-    ``mass``: Σ_i m_ij w_i of every column but for rows with base 1, which add it by deviations.
-    Gives Σ m (v log(v/y) - v + y), terms as there.
-    """
-    oi, ov, ow, di, dw = lists
-    k = Ht.shape[1]
-    width = 1
-    for i in range(base.size):
-        width = max(width, marks[i + 1, 0] - marks[i, 0])
-    values, index = np.empty(width), np.empty(width, np.int64)
-    own, price = np.empty(k), np.empty(k)
-    work = _workspace(width, k)
-    total = 0.0
-    for i in range(base.size):
-        count, weight, logs = 0, 0.0, 0.0
-        for p in range(marks[i, 0], marks[i + 1, 0]):
-            x = ov[p] * ow[p]
-            if x > 0.0:
-                values[count], index[count] = x, oi[p]
-                weight += x
-                logs += x * np.log(ow[p])
-                count += 1
-        out[i] = 0.0
-        if count == 0:
-            continue
-        for a in range(k):
-            own[a] = base[i] * sums[a]
+
+@_fast
+def masses(marks, lists, W, mass):
+    """Add what Σ_i m_ij w_i of every column deviates by from the sum over rows of base 1."""
+    others, deviation = lists[3], lists[4]
+    for i in range(W.shape[0]):
         for p in range(marks[i, 1], marks[i + 1, 1]):
-            for a in range(k):
-                own[a] += dw[p] * Ht[di[p], a]
-        for a in range(k):
-            own[a] = own[a] if own[a] > LOST * base[i] * sums[a] else 0.0
-            price[a] = own[a] + penalty[0] if own[a] > 0.0 else 0.0
-        total += _row(
-            values, index, count, weight, Ht, price, penalty[1], rule, False, work, out[i], neg,
-            curvature,
-        )  # fmt: skip
-        total -= logs
-        for a in range(k):
-            total += own[a] * out[i, a]
-        for p in range(marks[i, 1], marks[i + 1, 1]):
-            for a in range(k):
-                mass[di[p], a] += dw[p] * out[i, a]
-    return total
+            for a in range(W.shape[1]):
+                mass[others[p], a] += deviation[p] * W[i, a]
