@@ -14,6 +14,8 @@ least squares); R. Bro, S. de Jong, J. Chemometrics 11, 1997 (the active set).
 import numpy as np
 from numba import njit
 
+from dasknmf.numerics.kernels.kl import _dot, _four_dots
+
 SWEEPS = 8  # of coordinate descent before the active set takes over
 LOST = 1e-13  # of the shared diagonal: what is left of it is rounding
 
@@ -22,15 +24,28 @@ _compile = njit(nogil=True, cache=True, error_model="numpy")
 _fast = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 
 
+BLOCK = 256  # entries of a row that are gathered at a time
+
+
 @_fast
-def _add_outer(x, f, packed):
-    """Add f x xᵀ to a packed triangle."""
+def _add_gram(B, d, m, packed):
+    """Add Σ d_p b_p b_pᵀ of the first m columns of ``B`` (component × entry)."""
+    x = np.empty(m)
     first = 0
-    for a in range(x.size):
-        s = f * x[a]
-        if s != 0.0:
-            for b in range(a + 1):
-                packed[first + b] += s * x[b]
+    for a in range(B.shape[0]):
+        for p in range(m):
+            x[p] = d[p] * B[a, p]
+        b = 0
+        while b + 4 <= a + 1:
+            s, t, u, v = _four_dots(x, (B[b], B[b + 1], B[b + 2], B[b + 3]), m)
+            packed[first + b] += s
+            packed[first + b + 1] += t
+            packed[first + b + 2] += u
+            packed[first + b + 3] += v
+            b += 4
+        while b <= a:
+            packed[first + b] += _dot(x, B[b], m)
+            b += 1
         first += a + 1
 
 
@@ -39,14 +54,20 @@ def row_terms(marks, lists, F, cross, own):
     """Add every row's c and what its G deviates by, from the other factor ``F``."""
     oi, ov, ow, di, dw = lists
     k = F.shape[1]
+    B, d = np.empty((k, BLOCK)), np.empty(BLOCK)
     for i in range(cross.shape[0]):
         for p in range(marks[i, 0], marks[i + 1, 0]):
             s = ov[p] * ow[p]
             if s != 0.0:
                 for a in range(k):
                     cross[i, a] += s * F[oi[p], a]
-        for p in range(marks[i, 1], marks[i + 1, 1]):
-            _add_outer(F[di[p]], dw[p], own[i])
+        for start in range(marks[i, 1], marks[i + 1, 1], BLOCK):
+            m = min(BLOCK, marks[i + 1, 1] - start)
+            for p in range(m):
+                d[p] = dw[start + p]
+                for a in range(k):
+                    B[a, p] = F[di[start + p], a]
+            _add_gram(B, d, m, own[i])
 
 
 @_fast
@@ -54,14 +75,24 @@ def column_terms(marks, lists, W, cross, own):
     """Add a tile's share of every column's c and what its G deviates by."""
     oi, ov, ow, di, dw = lists
     k = W.shape[1]
+    outer = np.empty(own.shape[1])
     for i in range(W.shape[0]):
         for p in range(marks[i, 0], marks[i + 1, 0]):
             s = ov[p] * ow[p]
             if s != 0.0:
                 for a in range(k):
                     cross[oi[p], a] += s * W[i, a]
+        if marks[i, 1] == marks[i + 1, 1]:
+            continue
+        first = 0
+        for a in range(k):
+            for b in range(a + 1):
+                outer[first + b] = W[i, a] * W[i, b]
+            first += a + 1
         for p in range(marks[i, 1], marks[i + 1, 1]):
-            _add_outer(W[i], dw[p], own[di[p]])
+            j, f = di[p], dw[p]
+            for t in range(outer.size):
+                own[j, t] += f * outer[t]
 
 
 @_compile
