@@ -122,8 +122,8 @@ def choose_init(model: NMF, solver: Solver, k: int, shape: tuple[int, int]) -> s
     """Give the start; where none is named, the best that this solver has."""
     if model.init not in (None, "auto"):
         return str(model.init)
-    if solver.takes_waves:
-        return "sample"
+    if solver.takes_waves:  # of what is mostly missing a sample knows too little of each column
+        return "random" if model.missing == "unstored" else "sample"
     return "nndsvda" if model.n_init == 1 and k <= min(shape) else "random"
 
 
@@ -163,7 +163,9 @@ def choose_compression(model: NMF, request: starts.Request, executor: Executor) 
 
 def make_job(model: NMF, solver: Solver, k: int, slabs: Slabs, *, keep_rows: bool) -> Job:
     """What the memory plan has to know of a fit."""
-    init = "sample" if model.init in (None, "auto") and solver.takes_waves else model.init
+    init = model.init
+    if init in (None, "auto") and solver.takes_waves and model.missing != "unstored":
+        init = "sample"
     return Job(
         k=k,
         models=min(int(model.n_init), starts.MODELS) if init == "sample" else int(model.n_init),

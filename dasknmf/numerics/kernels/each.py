@@ -18,6 +18,8 @@ from dasknmf.numerics.kernels.kl import _dot, _four_dots
 
 SWEEPS = 8  # of coordinate descent before the active set takes over
 LOST = 1e-13  # of the shared diagonal: what is left of it is rounding
+DEPENDENT = 1e-12  # of a column's squared norm: what others leave of it is rounding
+REMAINS = 1e-24  # of the largest share in a row's squared norm, likewise
 
 _compile = njit(nogil=True, cache=True, error_model="numpy")
 # Sums may be regrouped for vector registers; infinities and NaN keep their meaning.
@@ -143,7 +145,10 @@ def _sweep(G, c, w, g, sweeps, scale):
 
 @_compile
 def _step_on(G, g, free, size, chol, step):
-    """Solve (G + E) step = g on the free coefficients; E lifts pivots that are rounding."""
+    """Solve G step = g on the free coefficients; those that depend on others before stand still.
+
+    Lifting their pivots instead would let rounding grow: a row with few entries has many of them.
+    """
     for i in range(size):
         p = free[i]
         for j in range(i):
@@ -154,7 +159,11 @@ def _step_on(G, g, free, size, chol, step):
         s = G[p, p]
         for m in range(i):
             s -= chol[i, m] * chol[i, m]
-        chol[i, i] = 1.0 / np.sqrt(max(s, LOST * G[p, p]))  # the diagonal is kept inverted
+        if s <= DEPENDENT * G[p, p]:
+            chol[i, : i + 1] = 0.0
+            step[i] = 0.0
+            continue
+        chol[i, i] = 1.0 / np.sqrt(s)  # the diagonal is kept inverted
         s = g[p]
         for m in range(i):
             s -= chol[i, m] * step[m]
@@ -219,6 +228,21 @@ def _finish(G, c, w, g, scale, free, chol, step):
 
 
 @_compile
+def _drop_rounding(G, w):
+    """Make zero what explains next to nothing beside the row's largest coefficient.
+
+    Left standing, such remains of a difference would be all that a row with few entries finds of
+    a component in the next half-step, and would be scaled up to explain them.
+    """
+    largest = 0.0
+    for a in range(w.size):
+        largest = max(largest, w[a] * w[a] * G[a, a])
+    for a in range(w.size):
+        if w[a] * w[a] * G[a, a] < REMAINS * largest:
+            w[a] = 0.0
+
+
+@_compile
 def solve_each(cross, gram, own, share, ridge, tol, gain, out):
     """Solve min 1/2 w (share_i gram + own_i + ridge) w - c_i w over w >= 0 for every row of ``out``.
 
@@ -251,6 +275,7 @@ def solve_each(cross, gram, own, share, ridge, tol, gain, out):
             done = _sweep(G, c, w, g, SWEEPS, max(scale, 2.0 * gain * energy))
         if not done:
             _finish(G, c, w, g, scale, free, chol, step)
+        _drop_rounding(G, w)
 
 
 @_fast
