@@ -14,15 +14,13 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from dasknmf import parameters, passes, progress, results
 from dasknmf.numerics.errors import DataError
-from dasknmf.numerics.losses import Loss, make_loss
-from dasknmf.numerics.penalties import Penalty, make_penalties
-from dasknmf.numerics.solvers import Solver, make_solver
+from dasknmf.numerics.losses import Loss
+from dasknmf.numerics.penalties import make_penalties
+from dasknmf.numerics.solvers import Solver
 from dasknmf.numerics.stopping import RelativeChange
-from dasknmf.numerics.work import SolveRows
 from dasknmf.parallel import inputs, make_executor, starts
-from dasknmf.parallel.executors import Executor
 from dasknmf.parallel.observing import observed
-from dasknmf.parallel.slabs import Slabs, cut
+from dasknmf.parallel.slabs import cut
 from dasknmf.storage import arrays
 
 SEEN = ("n_features_in_", "feature_names_in_")  # set before the data's values are known
@@ -110,8 +108,8 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     history_ : dict of ndarray
         One entry a pass: 'pass', 'reads' (of X so far), 'loss' D, 'objective' (with penalties),
         'relative_error' (||X - WH|| / ||X||, nan for other losses), 'seconds' since the start.
-        With a hold-out also 'holdout': the mean squared error on the hidden entries (mean
-        Kullback-Leibler deviance for that loss). With ``als`` the last entry is the read that solves the final rows.
+        With ``als`` the last entry is the read that solves the final rows. With a hold-out also
+        'holdout': the mean squared error on the hidden entries (Kullback-Leibler: mean deviance).
     outcome_ : Outcome
         Why the fit ended; ``outcome_.value`` is the message.
     fingerprint_ : str
@@ -235,10 +233,12 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     ) -> None:
         """Fit, then set all attributes at once: a fit that fails leaves an earlier one usable."""
         loss, solver = parameters.check(self)
-        parameters.observing(self, weights)
+        parameters.check_observing(self, weights)
         known = {name: value for name, value in vars(self).items() if name in SEEN}
         try:
-            found, fitted = self._fit_validated(X, start, client, weights, (loss, solver), keep_rows)
+            found, fitted = self._fit_validated(
+                X, start, client, weights, (loss, solver), keep_rows
+            )
         except BaseException:  # an interrupt, too
             for name in SEEN:
                 self.__dict__.pop(name, None)
@@ -260,14 +260,17 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         X = self._validated(X, reset=True)
         loss, solver = using
         k = parameters.count_components(self, X.shape, *start)
-        slabs = observed(cut(X), X, weights, parameters.observing(self, weights))
+        seed = parameters.seed_of(self.random_state)
+        slabs = observed(
+            cut(X), X, arrays.opened(inputs.unwrap(weights)), parameters.observing(self, seed)
+        )
         factors = parameters.custom_factors(self, X.shape, k, *start)
         long, short = factors[::-1] if slabs.transposed else factors
         penalties = make_penalties(self.alpha_W, self.alpha_H, self.l1_ratio, X.shape)
         request = starts.Request(
             n_components=k,
             init=parameters.choose_init(self, solver, k, X.shape),
-            seed=parameters.seed_of(self.random_state),
+            seed=seed,
             loss=loss,
             solver=solver,
             penalties=penalties[::-1] if slabs.transposed else penalties,
@@ -292,27 +295,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 callbacks=callbacks,
             )
             found = passes.fit(executor, settings)
-            return found, self._fitted(found, executor, X if keep_rows else None)
-
-    def _fitted(self, found: passes.Result, executor: Executor, X: Any) -> dict[str, Any]:
-        """The attributes of a fitted estimator, ``W_`` among them where X is given."""
-        slabs = executor.slabs
-        if slabs.transposed:
-            assert found.rows is not None
-            H = np.concatenate([r[found.model] for r in executor.fetch(found.rows)]).T.copy()
-        else:
-            H = found.short.T.copy()
-        fitted = {
-            "components_": H,
-            "n_components_": H.shape[0],
-            "reconstruction_err_": make_loss(self.beta_loss).error(found.loss),
-            "n_iter_": found.n_iter,
-            "history_": found.history,
-            "outcome_": found.outcome,
-            "fingerprint_": found.inspection.fingerprint(slabs.shape, slabs.dtype),
-            "_n_samples": slabs.shape[slabs.transposed],
-        }
-        return fitted if X is None else {**fitted, "W_": results.rows_of(found, executor, X)}
+            return found, results.fitted(self, found, executor, X if keep_rows else None)
 
     def transform(self, X: Any, *, client: Any = None, weights: Any = None) -> Any:
         """Give W for X with the components as they are, each row on its own.
@@ -334,21 +317,14 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         X = self._validated(X, reset=False)
-        rule = parameters.observing(self, weights, fitting=False)
-        slabs = observed(cut(X, whole_rows=True), X, weights, rule)
-        work = self._row_work(slabs, X.shape[0])
+        parameters.check_observing(self, weights, fitting=False)
+        rule = parameters.observing(self)
+        slabs = observed(cut(X, whole_rows=True), X, arrays.opened(inputs.unwrap(weights)), rule)
+        work = results.row_work(self, slabs, X.shape[0])
         if inputs.is_dask(X):
             return results.lazy_rows(slabs, work, X, type(self).__name__)
         with make_executor(slabs, client) as executor:
             return np.concatenate(passes.solve_rows(executor, work, type(self).__name__))
-
-    def _row_work(self, slabs: Slabs, n_samples: int) -> SolveRows:
-        loss = make_loss(self.beta_loss)
-        solver = make_solver("auto", loss)  # rows given H are a convex problem: solved, not stepped
-        shape = (n_samples, self.n_features_in_)
-        penalty: Penalty = make_penalties(self.alpha_W, self.alpha_H, self.l1_ratio, shape)[0]
-        fixed = np.ascontiguousarray(self.components_.T, dtype=slabs.dtype)
-        return SolveRows(loss, solver, penalty, (fixed,), int(self.max_iter), float(self.tol))
 
     def inverse_transform(self, X: Any) -> Any:
         """Give the approximation W H of the data for W = ``X``, (n_samples, n_features).

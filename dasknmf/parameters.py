@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from dasknmf.estimator import NMF
     from dasknmf.parallel.slabs import Slabs
 
+MISSING = {None: ZERO, "nan": NAN, "unstored": UNSTORED}
+
 
 def check(model: NMF) -> tuple[Loss, Solver]:
     """Refuse parameters that make no sense; give the loss and the solver that they name."""
@@ -65,24 +67,27 @@ def check(model: NMF) -> tuple[Loss, Solver]:
     return loss, solver
 
 
-def observing(model: NMF, weights: Any = None, *, fitting: bool = True) -> Rule:
-    """The rule by which entries count; refused where solver, start or loss can't follow it."""
-    names = {None: ZERO, "nan": NAN, "unstored": UNSTORED}
+def observing(model: NMF, seed: int | None = None) -> Rule:
+    """The rule by which entries count; nothing is held out without a ``seed``."""
+    held = None if seed is None or not model.holdout else Holdout(float(model.holdout), seed)
+    return Rule(MISSING[model.missing], held)
+
+
+def check_observing(model: NMF, weights: Any, *, fitting: bool = True) -> None:
+    """Refuse missing entries, weights and hold-outs that solver, start or loss can't follow."""
     missing = model.missing
-    if not (missing is None or isinstance(missing, str)) or missing not in names:
+    if not (missing is None or isinstance(missing, str)) or missing not in MISSING:
         raise ParameterError(
             f"missing={missing!r}; expected None (no entry is), 'nan' (those that are NaN) or "
             "'unstored' (those that a sparse X does not store)."
         )
     _expect_number("holdout", model.holdout, "a share from 0 (none) to below 1")
     if model.holdout >= 1:
-        raise ParameterError(f"holdout={model.holdout!r}; expected a share from 0 (none) to below 1.")
-    holdout = None
-    if fitting and model.holdout:
-        holdout = Holdout(float(model.holdout), seed_of(model.random_state))
-    rule = Rule(names[missing], holdout)
-    if weights is None and rule == Rule():
-        return rule
+        raise ParameterError(
+            f"holdout={model.holdout!r}; expected a share from 0 (none) to below 1."
+        )
+    if weights is None and missing is None and not model.holdout:
+        return
     loss = make_loss(model.beta_loss)
     solver = make_solver(model.solver, loss)
     if solver.name not in ("als", "newton"):
@@ -96,7 +101,6 @@ def observing(model: NMF, weights: Any = None, *, fitting: bool = True) -> Rule:
             f"init={model.init!r} needs the singular vectors of a whole X: missing=, holdout= and "
             "weights= leave entries out. Use init='sample' or 'random'."
         )
-    return rule
 
 
 def count_components(model: NMF, shape: tuple[int, int], W: Any, H: Any) -> int:

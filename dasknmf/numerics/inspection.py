@@ -113,7 +113,7 @@ class Inspection:
         text = f"{shape} {dtype.str} {self.rows} {checks}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-    def _raise_of_weights(self, transposed: bool, name: str) -> None:
+    def _raise_of_weights(self, transposed: bool, name: str, empty: bool) -> None:
         """Raise :class:`DataError` for weights that are none, or leave nothing to look at."""
         seen = self.observation
         if seen is None:
@@ -129,15 +129,18 @@ class Inspection:
                 f"weights passed to {name} have {' and '.join(found)}; expected finite numbers "
                 ">= 0 or booleans (True: observed). Weight 0 is what leaves an entry out."
             )
-        if not self.bad and seen.amount == 0:
+        if not (self.bad or empty) and seen.amount == 0:
             raise DataError(
                 f"nothing of X is observed: every entry passed to {name} is missing, held out or "
                 "of weight 0. Check missing=, holdout= and weights= (True: observed)."
             )
 
-    def raise_if_bad(self, transposed: bool, name: str) -> None:
-        """Raise :class:`DataError` that names kind, count and place of the bad values."""
-        self._raise_of_weights(transposed, name)
+    def raise_if_bad(self, transposed: bool, name: str, *, empty: bool = False) -> None:
+        """Raise :class:`DataError` that names kind, count and place of the bad values.
+
+        ``empty``: it is no error that nothing is observed at all.
+        """
+        self._raise_of_weights(transposed, name, empty)
         if not self.bad:
             return
         lines = []

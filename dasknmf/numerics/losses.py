@@ -89,8 +89,10 @@ class Frobenius(Loss):
         assert isinstance(terms, Normal | Each)
         F = moving.astype(np.float64, copy=False)
         dot = float(np.sum(terms.cross * F))
-        each = isinstance(terms, Each)
-        model = terms.norm(F) if each else float(np.sum(terms.gram * kernels.gram(F)))
+        if isinstance(terms, Each):
+            model = terms.norm(F)
+        else:
+            model = float(np.sum(terms.gram * kernels.gram(F)))
         return max(0.5 * (squared_norm - 2.0 * dot + model), 0.0)
 
     def share(self, V: Slab, fixed: Sequence[Array], rows: Sequence[Array]) -> list[Terms]:

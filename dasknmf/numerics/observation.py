@@ -1,4 +1,4 @@
-"""What there is to see in a slab of which not every entry counts: how much of it, and bad weights."""
+"""What a slab of which not every entry counts tells: how much is observed, and bad weights."""
 
 from __future__ import annotations
 
@@ -62,11 +62,14 @@ class Seen(NamedTuple):
 def bad_entries(matrix: Any) -> list[tuple[Array, Array]]:
     """Rows and columns of the entries that are NaN, infinite and negative, in the order stored."""
     sparse = kernels.is_sparse(matrix)
-    values = matrix.data if sparse else matrix
-    counts, *_ = kernels.inspect_values(values)
+    values: Array = matrix.data if sparse else matrix
+    none = np.zeros(0, np.int64)
+    if not kernels.inspect_values(values)[0][:3].any():
+        return [(none, none)] * 3
+    infinite = np.isinf(values)
     found = []
-    for kind, test in enumerate((np.isnan, np.isinf, lambda x: (x < 0) & ~np.isinf(x))):
-        at = np.flatnonzero(test(values)) if counts[kind] else np.zeros(0, np.int64)
+    for wrong in (np.isnan(values), infinite, (values < 0) & ~infinite):
+        at = np.flatnonzero(wrong)
         if sparse:
             rows = np.searchsorted(matrix.indptr, at, side="right") - 1
             found.append((rows, matrix.indices[at].astype(np.int64)))
@@ -83,7 +86,8 @@ def look(V: Observed) -> tuple[Seen, Observation]:
         bad_weights = tuple(_first(rows, columns, V) for rows, columns in bad_entries(weights))
     bad = []
     for kind, (rows, columns) in enumerate(bad_entries(V.values)):
-        counts = np.zeros(rows.size, bool) if kind == 0 and V.rule.missing == NAN else _count(V, rows, columns)
+        missing = kind == 0 and V.rule.missing == NAN
+        counts = np.zeros(rows.size, bool) if missing else _count(V, rows, columns)
         bad.append(_first(rows[counts], columns[counts], V))
     if any(found[0] for found in (*bad, *bad_weights)):
         nothing = Observation(0, 0.0, 0, np.zeros(V.shape[1], np.int64), bad_weights)
@@ -119,7 +123,8 @@ def _count(V: Observed, rows: Array, columns: Array) -> Array:
         return np.ones(rows.size, bool)
     found = V.weights[rows, columns]
     weights: Array = np.asarray(found.todense() if hasattr(found, "todense") else found).ravel()
-    return weights != 0
+    counting: Array = weights != 0
+    return counting
 
 
 def _counts(tile: Lists, width: int) -> tuple[Array, Array]:
@@ -130,4 +135,5 @@ def _counts(tile: Lists, width: int) -> tuple[Array, Array]:
     change = np.where(base + tile.deviation > 0.0, 1.0, 0.0) - base
     rows = tile.base * width + np.bincount(of, change, minlength=height)
     columns = np.sum(tile.base) + np.bincount(tile.others, change, minlength=width)
-    return np.rint(rows).astype(np.int64), np.rint(columns).astype(np.int64)
+    counts: tuple[Array, Array] = np.rint(rows).astype(int), np.rint(columns).astype(int)
+    return counts

@@ -63,7 +63,7 @@ class Lists(NamedTuple):
     stop: int
     base: Float64
     marks: Array  # ends of the lists of each row: (rows + 1) × 3
-    index: Array  # of the observed entries
+    columns: Array  # of the observed entries
     value: Float64
     weight: Float64
     others: Array  # columns that deviate from the base
@@ -73,7 +73,7 @@ class Lists(NamedTuple):
     @property
     def kernel_lists(self) -> tuple[Array, ...]:
         """What the kernels walk along."""
-        return self.index, self.value, self.weight, self.others, self.deviation
+        return self.columns, self.value, self.weight, self.others, self.deviation
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,9 @@ class Observed:
         if self.rule.missing == UNSTORED:
             indptr, index = _pattern(self.values[start:stop])
             v = self.values[start:stop].data
-            m = np.ones(v.size) if self.weights is None else _at(self.weights, start, stop, indptr, index)
+            m = np.ones(v.size)
+            if self.weights is not None:
+                m = _at(self.weights, start, stop, indptr, index)
         else:
             indptr, index = _pattern(self.weights[start:stop])
             m = self.weights[start:stop].data

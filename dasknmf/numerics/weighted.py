@@ -117,7 +117,7 @@ def kl_rows(
         weight = np.where(own_sums > 0.0, own_sums + penalty[0], 0.0)
         scaled = own(tile.value * tile.weight)
         value += loops("kl").csr_rows(
-            own(tile.marks[:, 0].astype(np.int32)), tile.index, scaled, F, own(weight),
+            own(tile.marks[:, 0].astype(np.int32)), tile.columns, scaled, F, own(weight),
             float(penalty[1]), rule, solved, neg, curvature,
         )  # fmt: skip
         value += float(np.sum(own_sums * solved)) - float(np.dot(scaled, np.log(tile.weight)))
@@ -134,7 +134,7 @@ def squared_residual(V: Observed, rows: Array, columns: Array) -> float:
     total = 0.0
     if V.complete:
         for tile in V.tiles():
-            lists = (own(tile.marks[:, 0]), tile.index, tile.value, tile.weight)
+            lists = (own(tile.marks[:, 0]), tile.columns, tile.value, tile.weight)
             total += loops("each").squared_error(*lists, W[tile.start : tile.stop], F)
         return float(total)
     (terms,) = share_of(V, [columns], [rows])

@@ -190,7 +190,7 @@ class SolveRows:
 
     def check(self, seen: Inspection, columns: int, name: str) -> None:
         """Raise :class:`DataError` for what no rows could be solved from."""
-        seen.raise_if_bad(False, name)
+        seen.raise_if_bad(False, name, empty=True)
         if seen.unfit(self.fixed[0].dtype):
             seen.raise_if_out_of_range(self.fixed[0].dtype)
         self.loss.check_zeros(seen.rows * columns - seen.positive)

@@ -21,10 +21,8 @@ from dask.sizeof import sizeof
 from dasknmf.numerics.errors import DataError, ParameterError
 from dasknmf.numerics.inspection import Place
 from dasknmf.numerics.observed import UNSTORED, ZERO, Observed, Rule
-from dasknmf.parallel.inputs import unwrap
 from dasknmf.parallel.loading import as_csr
 from dasknmf.parallel.slabs import Slabs
-from dasknmf.storage import arrays
 
 logger = logging.getLogger("dasknmf")
 
@@ -64,8 +62,8 @@ def observed(slabs: Slabs, X: Any, weights: Any, rule: Rule) -> Slabs:
     if slabs.graph is None:
         whole = _in_memory(weights, swapped)
         cut = [None if whole is None else whole[a:b] for a, b in pairwise(slabs.edges)]
-        blocks = [make(V, M) for make, V, M in zip(wrap, slabs.blocks, cut, strict=True)]
-        return replace(slabs, blocks=tuple(blocks), observed=True)
+        made = [make(V, M) for make, V, M in zip(wrap, slabs.blocks, cut, strict=True)]
+        return replace(slabs, blocks=tuple(made), observed=True)
     graph = dict(slabs.graph)
     keys = [None] * len(slabs) if weights is None else _keys(weights, slabs, graph)
     name = f"observed-{tokenize(slabs.blocks[0], keys, rule)}"
@@ -80,7 +78,6 @@ def checked_weights(weights: Any, shape: tuple[int, ...]) -> Any:
     """Give weights as numpy, CSR or Dask; refused by shape and dtype, before anything is read."""
     if weights is None:
         return None
-    weights = arrays.opened(unwrap(weights))
     if isinstance(weights, np.ma.MaskedArray):
         raise DataError(
             "weights are a masked array; expected plain weights, or booleans (True: observed). "

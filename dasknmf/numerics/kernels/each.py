@@ -111,7 +111,7 @@ def _unpack(packed, gram, share, G):
 
 @_compile
 def _gradient(G, c, w, g):
-    """g = c - G w; zero where G has nothing on its diagonal."""
+    """Gradient g = c - G w; zero where G has nothing on its diagonal."""
     for a in range(c.size):
         g[a] = c[a] if G[a, a] > 0.0 else 0.0
     for b in range(c.size):
@@ -137,7 +137,8 @@ def _sweep(G, c, w, g, sweeps, scale):
                 gained += G[a, a] * e * e
                 for b in range(c.size):
                     g[b] -= e * G[a, b]
-        if gained == 0.0 or (gained <= 100.0 * scale and gained * gained <= scale * (before - gained)):
+        to_come = gained * gained > scale * (before - gained)
+        if gained == 0.0 or (gained <= 100.0 * scale and not to_come):
             return True
         before = gained
     return False
@@ -244,10 +245,10 @@ def _drop_rounding(G, w):
 
 @_compile
 def solve_each(cross, gram, own, share, ridge, tol, gain, out):
-    """Solve min 1/2 w (share_i gram + own_i + ridge) w - c_i w over w >= 0 for every row of ``out``.
+    """Solve min 1/2 w G_i w - c_i w, w >= 0, for every row, from what ``out`` holds, in place.
 
-    From what ``out`` holds. ``tol``: steps below this part of the largest are rounding; ``gain``:
-    a row rests where less than this part of c w is left.
+    G_i = share_i gram + own_i + ridge. ``tol``: steps below this part of the largest are rounding;
+    ``gain``: a row rests where less than this part of c w is left.
     """
     rows, k = cross.shape
     G, chol = np.empty((k, k)), np.empty((k, k))

@@ -315,8 +315,9 @@ def _row(values, index, count, mass, Ht, weight, l2, rule, keep, work, out, neg,
 def csr_rows(indptr, indices, data, Ht, weight, l2, rule, out, neg, curvature):
     """Solve the rows of a CSR slab into ``out``, add their terms; give Σ v log(v/y) - v.
 
-    weight = S + l1, one row of it for all rows or one for each; ``neg`` (columns × k) and ``curvature`` (columns × k(k+1)/2, lower triangle)
-    may be empty. Every row starts from equal shares: its result depends on nothing but the row.
+    weight = S + l1, one row of it for all rows or one for each; ``neg`` (columns × k) and
+    ``curvature`` (columns × k(k+1)/2, lower triangle) may be empty. Every row starts from equal
+    shares: its result depends on nothing but the row.
     """
     width = 1
     for i in range(indptr.size - 1):
