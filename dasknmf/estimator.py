@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_array
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from dasknmf import parameters, passes, progress, results
 from dasknmf.numerics.errors import DataError
@@ -22,6 +22,7 @@ from dasknmf.parallel import inputs, make_executor, starts
 from dasknmf.parallel.observing import observed
 from dasknmf.parallel.slabs import cut
 from dasknmf.storage import arrays
+from dasknmf.validation import validated
 
 SEEN = ("n_features_in_", "feature_names_in_")  # set before the data's values are known
 
@@ -257,7 +258,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         using: tuple[Loss, Solver],
         keep_rows: bool,
     ) -> tuple[passes.Result, dict[str, Any]]:
-        X = self._validated(X, reset=True)
+        X = validated(self, X, reset=True)
         loss, solver = using
         k = parameters.count_components(self, X.shape, *start)
         seed = parameters.seed_of(self.random_state)
@@ -316,7 +317,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             Before ``fit``.
         """
         check_is_fitted(self)
-        X = self._validated(X, reset=False)
+        X = validated(self, X, reset=False)
         parameters.check_observing(self, weights, fitting=False)
         rule = parameters.observing(self)
         slabs = observed(cut(X, whole_rows=True), X, arrays.opened(inputs.unwrap(weights)), rule)
@@ -361,34 +362,6 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         results.save(self, store, getattr(self, "W_", None) if W is None else W, overwrite)
-
-    def _validated(self, X: Any, *, reset: bool) -> Any:
-        """Give X as numpy, scipy CSR/CSC or Dask; values are looked at while it is read."""
-        X = arrays.opened(inputs.unwrap(X))
-        inputs.refuse_early(X)
-        if not inputs.is_dask(X):
-            try:
-                return validate_data(
-                    self,
-                    X,
-                    reset=reset,
-                    accept_sparse=("csr", "csc"),
-                    dtype=inputs.dtypes_in_memory(X),
-                    ensure_all_finite=False,
-                )
-            except (TypeError, ValueError) as error:
-                inputs.explain(error)
-                raise
-        X = inputs.checked_dask(X)
-        if reset:
-            self.n_features_in_ = X.shape[1]
-            self.__dict__.pop("feature_names_in_", None)
-        elif X.shape[1] != self.n_features_in_:
-            raise DataError(
-                f"X has {X.shape[1]} features, but {type(self).__name__} is expecting "
-                f"{self.n_features_in_} features as input."
-            )
-        return X
 
     @property
     def _n_features_out(self) -> int:

@@ -12,7 +12,7 @@ LAYERS = [
     {"numerics"},
     {"parallel", "storage"},
     {"passes", "ensemble", "history", "compression"},
-    {"estimator", "parameters", "results", "progress"},
+    {"estimator", "parameters", "validation", "results", "progress"},
     {"cli", "cli_cluster", "cli_plan", "plotting", "__init__"},
 ]
 ALLOWED_BELOW = {"numpy", "scipy", "numba", "dasknmf"}  # layer 0, beside the standard library
