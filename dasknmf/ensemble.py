@@ -18,6 +18,7 @@ from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
 from dasknmf.numerics.stopping import BRAKE, extrapolated
 from dasknmf.numerics.terms import Normal, add
+from dasknmf.numerics.weighted import Held
 from dasknmf.numerics.work import ModelSums
 from dasknmf.parallel.driver import half_step
 
@@ -54,6 +55,7 @@ class Model:
     stand_ins: frozenset[int] = frozenset()  # waves whose sums come from compressed data
     exact: Model | None = None  # what to go back to if those promised too much
     trusting: bool = True  # that compressed data help
+    held: Held = field(default_factory=Held)  # error on held-out entries
 
     def copy(self) -> Model:
         """A model that goes on from the same short factor, with nothing seen yet."""
@@ -141,6 +143,7 @@ class Model:
 
     def close_pass(self, problem: Problem, solver: Solver) -> None:
         """Note the objective of a pass, and how exact the rows of the next one have to be."""
+        self.held = add([sums.held for sums in self.waves if sums is not None])
         if problem.loss.kind is not Normal:
             self.close_columns(problem, solver)
             return
@@ -164,6 +167,7 @@ class Model:
 
     def measure(self, sums: ModelSums, problem: Problem, *, residual: bool) -> None:
         """Note the objective of the factors from which ``sums`` were formed."""
+        self.held = sums.held
         if residual:
             self.loss = 0.5 * sums.residual
         else:

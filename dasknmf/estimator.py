@@ -15,15 +15,15 @@ from sklearn.utils.validation import check_is_fitted
 from dasknmf import parameters, passes, progress, results, resuming
 from dasknmf.history import Callback
 from dasknmf.numerics.errors import DataError
-from dasknmf.numerics.losses import Loss, make_loss
-from dasknmf.numerics.penalties import Penalty, make_penalties
-from dasknmf.numerics.solvers import Solver, make_solver
+from dasknmf.numerics.losses import Loss
+from dasknmf.numerics.penalties import make_penalties
+from dasknmf.numerics.solvers import Solver
 from dasknmf.numerics.stopping import RelativeChange
-from dasknmf.numerics.work import SolveRows
 from dasknmf.parallel import inputs, make_executor, starts
-from dasknmf.parallel.executors import Executor
-from dasknmf.parallel.slabs import Slabs, cut
+from dasknmf.parallel.observing import observed
+from dasknmf.parallel.slabs import cut
 from dasknmf.settings import Result, Settings
+from dasknmf.storage import arrays
 from dasknmf.validation import validated
 
 SEEN = ("n_features_in_", "feature_names_in_")  # set before the data's values are known
@@ -103,6 +103,12 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Go on although another process that seems to live writes to the run; it can't any more.
     time_limit : float (seconds), str, timedelta or None, default=None
         Commit and stop before that much time has passed.
+    missing : {'nan', 'unstored'} or None, default=None
+        Entries of X that are not known, and count for nothing: those that are NaN, or those that a
+        sparse X does not store (ratings; by default they are zeros). Needs ``als`` or ``newton``.
+    holdout : float, default=0.0
+        Share of the observed entries that are hidden from the fit, by a hash of ``random_state``,
+        row and column: ``history_['holdout']`` is the error on them.
 
     Attributes
     ----------
@@ -117,7 +123,8 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     history_ : dict of ndarray
         One entry a pass: 'pass', 'reads' (of X so far), 'loss' D, 'objective' (with penalties),
         'relative_error' (||X - WH|| / ||X||, nan for other losses), 'seconds' since the start.
-        With ``als`` the last entry is the read that solves the final rows.
+        With ``als`` the last entry is the read that solves the final rows. With a hold-out also
+        'holdout': the mean squared error on the hidden entries (Kullback-Leibler: mean deviance).
     outcome_ : Outcome
         Why the fit ended; ``outcome_.value`` is the message.
     fingerprint_ : str
@@ -162,6 +169,8 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         resume: str = "auto",
         takeover: bool = False,
         time_limit: Any = None,
+        missing: str | None = None,
+        holdout: float = 0.0,
     ) -> None:
         self.n_components = n_components
         self.init = init
@@ -184,9 +193,18 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.resume = resume
         self.takeover = takeover
         self.time_limit = time_limit
+        self.missing = missing
+        self.holdout = holdout
 
     def fit(
-        self, X: Any, y: Any = None, *, W: Any = None, H: Any = None, client: Any = None
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        W: Any = None,
+        H: Any = None,
+        client: Any = None,
+        weights: Any = None,
     ) -> Self:
         """Learn the components of X.
 
@@ -200,6 +218,9 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             Start for init='custom'.
         client : distributed.Client, optional
             Cluster to use; by default the active client if there is one, else threads.
+        weights : array of shape (n_samples, n_features), optional
+            How much each entry counts: booleans (True: observed) or numbers >= 0, in the kinds of
+            X. What has weight 0 is not looked at, and neither is what a sparse one does not store.
 
         Raises
         ------
@@ -212,11 +233,18 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         StoppedError
             A signal or the time limit ended the fit after a commit. A SystemExit with code 75.
         """
-        self._fit(X, W, H, client, keep_rows=False)
+        self._fit(X, (W, H), client, weights, keep_rows=False)
         return self
 
     def fit_transform(
-        self, X: Any, y: Any = None, W: Any = None, H: Any = None, *, client: Any = None
+        self,
+        X: Any,
+        y: Any = None,
+        W: Any = None,
+        H: Any = None,
+        *,
+        client: Any = None,
+        weights: Any = None,
     ) -> Any:
         """Learn the components of X and give W.
 
@@ -226,15 +254,21 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             A Dask array with the row chunks of X, its blocks on the workers, where X is one;
             else numpy. Parameters as for ``fit``.
         """
-        self._fit(X, W, H, client, keep_rows=True)
+        self._fit(X, (W, H), client, weights, keep_rows=True)
         return self.W_
 
-    def _fit(self, X: Any, W: Any, H: Any, client: Any, *, keep_rows: bool) -> None:
+    def _fit(
+        self, X: Any, start: tuple[Any, Any], client: Any, weights: Any, *, keep_rows: bool
+    ) -> None:
         """Fit, then set all attributes at once: a fit that fails leaves an earlier one usable."""
         loss, solver = parameters.check(self)
+        parameters.check_observing(self, weights)
+        resuming.check(self)
         known = {name: value for name, value in vars(self).items() if name in SEEN}
         try:
-            found, fitted = self._fit_validated(X, W, H, client, loss, solver, keep_rows)
+            found, fitted = self._fit_validated(
+                X, start, client, weights, (loss, solver), keep_rows
+            )
         except BaseException:  # an interrupt, too
             for name in SEEN:
                 self.__dict__.pop(name, None)
@@ -245,18 +279,28 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         results.warn_of(self, found)
 
     def _fit_validated(
-        self, X: Any, W: Any, H: Any, client: Any, loss: Loss, solver: Solver, keep_rows: bool
+        self,
+        X: Any,
+        start: tuple[Any, Any],
+        client: Any,
+        weights: Any,
+        using: tuple[Loss, Solver],
+        keep_rows: bool,
     ) -> tuple[Result, dict[str, Any]]:
         X = validated(self, X, reset=True)
-        k = parameters.count_components(self, X.shape, W, H)
-        slabs = cut(X)
-        factors = parameters.custom_factors(self, X.shape, k, W, H)
+        loss, solver = using
+        k = parameters.count_components(self, X.shape, *start)
+        seed = resuming.seed_of(self)
+        slabs = observed(
+            cut(X), X, arrays.opened(inputs.unwrap(weights)), parameters.observing(self, seed)
+        )
+        factors = parameters.custom_factors(self, X.shape, k, *start)
         long, short = factors[::-1] if slabs.transposed else factors
         penalties = make_penalties(self.alpha_W, self.alpha_H, self.l1_ratio, X.shape)
         request = starts.Request(
             n_components=k,
             init=parameters.choose_init(self, solver, k, X.shape),
-            seed=parameters.seed_of(self.random_state),
+            seed=seed,
             loss=loss,
             solver=solver,
             penalties=penalties[::-1] if slabs.transposed else penalties,
@@ -280,32 +324,14 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 name=type(self).__name__,
                 callbacks=callbacks,
             )
-            keeper, settings = stack.enter_context(resuming.opened(self, settings, executor))
+            keeper = stack.enter_context(resuming.opened(self, settings, executor))
             found = passes.fit(executor, settings, keeper)
-            return found, self._fitted(found, executor, X if keep_rows else None)
+            return found, results.fitted(self, found, executor, X if keep_rows else None)
 
-    def _fitted(self, found: Result, executor: Executor, X: Any) -> dict[str, Any]:
-        """The attributes of a fitted estimator, ``W_`` among them where X is given."""
-        slabs = executor.slabs
-        if slabs.transposed:
-            assert found.rows is not None
-            H = np.concatenate([r[found.model] for r in executor.fetch(found.rows)]).T.copy()
-        else:
-            H = found.short.T.copy()
-        fitted = {
-            "components_": H,
-            "n_components_": H.shape[0],
-            "reconstruction_err_": make_loss(self.beta_loss).error(found.loss),
-            "n_iter_": found.n_iter,
-            "history_": found.history,
-            "outcome_": found.outcome,
-            "fingerprint_": found.inspection.fingerprint(slabs.shape, slabs.dtype),
-            "_n_samples": slabs.shape[slabs.transposed],
-        }
-        return fitted if X is None else {**fitted, "W_": results.rows_of(found, executor, X)}
-
-    def transform(self, X: Any, *, client: Any = None) -> Any:
+    def transform(self, X: Any, *, client: Any = None, weights: Any = None) -> Any:
         """Give W for X with the components as they are, each row on its own.
+
+        Missing entries and ``weights`` mean what they mean in ``fit``; none is held out.
 
         Returns
         -------
@@ -322,20 +348,14 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         X = validated(self, X, reset=False)
-        slabs = cut(X, whole_rows=True)
-        work = self._row_work(slabs, X.shape[0])
+        parameters.check_observing(self, weights, fitting=False)
+        rule = parameters.observing(self)
+        slabs = observed(cut(X, whole_rows=True), X, arrays.opened(inputs.unwrap(weights)), rule)
+        work = results.row_work(self, slabs, X.shape[0])
         if inputs.is_dask(X):
             return results.lazy_rows(slabs, work, X, type(self).__name__)
         with make_executor(slabs, client) as executor:
             return np.concatenate(results.solve_rows(executor, work, type(self).__name__))
-
-    def _row_work(self, slabs: Slabs, n_samples: int) -> SolveRows:
-        loss = make_loss(self.beta_loss)
-        solver = make_solver("auto", loss)  # rows given H are a convex problem: solved, not stepped
-        shape = (n_samples, self.n_features_in_)
-        penalty: Penalty = make_penalties(self.alpha_W, self.alpha_H, self.l1_ratio, shape)[0]
-        fixed = np.ascontiguousarray(self.components_.T, dtype=slabs.dtype)
-        return SolveRows(loss, solver, penalty, (fixed,), int(self.max_iter), float(self.tol))
 
     def inverse_transform(self, X: Any) -> Any:
         """Give the approximation W H of the data for W = ``X``, (n_samples, n_features).
@@ -381,5 +401,6 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.positive_only = True
         tags.input_tags.sparse = True
+        tags.input_tags.allow_nan = self.missing == "nan"
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags

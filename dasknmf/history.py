@@ -37,6 +37,7 @@ class History:
     reads: list[float] = field(default_factory=list)
     models: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    holdout: list[float] = field(default_factory=list)
 
     def as_arrays(self) -> dict[str, Array]:
         """Columns for a data frame or a plot."""
@@ -44,4 +45,6 @@ class History:
         columns["models"] = np.array(self.models, dtype=np.int64)
         for name in ("reads", "loss", "objective", "relative_error", "seconds"):
             columns[name] = np.array(getattr(self, name), dtype=np.float64)
+        if not np.isnan(self.holdout).all():
+            columns["holdout"] = np.array(self.holdout, dtype=np.float64)
         return columns

@@ -21,19 +21,20 @@ from dasknmf.numerics.compression import Sketch
 from dasknmf.numerics.errors import StoreError
 from dasknmf.numerics.inspection import Finding, Inspection, Place
 from dasknmf.numerics.kernels import Array
+from dasknmf.numerics.observation import Observation
 from dasknmf.numerics.stopping import Outcome
-from dasknmf.numerics.terms import Columns, Exponent, Normal, Split
+from dasknmf.numerics.terms import Columns, Each, Exponent, Normal, Split
+from dasknmf.numerics.weighted import Held
 from dasknmf.numerics.work import ModelSums, RandomRows
 from dasknmf.parallel.executors import Carried
 
 TYPES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        Columns, Exponent, Finding, Fraction, History, Inspection, Model, ModelSums, Normal,
-        Outcome, Place, RandomRows, Sketch, Split,
+        Columns, Each, Exponent, Finding, Fraction, Held, History, Inspection, Model, ModelSums,
+        Normal, Observation, Outcome, Place, RandomRows, Sketch, Split,
     )
 }  # fmt: skip
-DTYPES = ("bool", "int64", "float32", "float64")
 KIND = "!"  # the key that marks what JSON has no word for
 DEPTH = 50
 

@@ -10,12 +10,12 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.utils import check_random_state
 
-from dasknmf import resuming
 from dasknmf.numerics import compression, planning
 from dasknmf.numerics.errors import FactorWarning, ParameterError, warn
 from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.losses import Loss, make_loss
 from dasknmf.numerics.memory import Job
+from dasknmf.numerics.observed import NAN, UNSTORED, ZERO, Holdout, Rule
 from dasknmf.numerics.penalties import make_penalties
 from dasknmf.numerics.solvers import Solver, make_solver
 from dasknmf.numerics.terms import Normal, Split
@@ -25,6 +25,8 @@ from dasknmf.parallel.executors import Executor
 if TYPE_CHECKING:
     from dasknmf.estimator import NMF
     from dasknmf.parallel.slabs import Slabs
+
+MISSING = {None: ZERO, "nan": NAN, "unstored": UNSTORED}
 
 
 def check(model: NMF) -> tuple[Loss, Solver]:
@@ -57,13 +59,48 @@ def check(model: NMF) -> tuple[Loss, Solver]:
     _expect_waves(model.waves, solver)
     _expect_starts(model, solver)
     _expect_compression(model.compress, solver, loss)
-    resuming.check(model)
     if solver.name == "mu" and model.init == "nndsvd":
         warn(
             "solver='mu' can't move the exact zeros of init='nndsvd'. Use 'nndsvda' or 'nndsvdar'.",
             UserWarning,
         )
     return loss, solver
+
+
+def observing(model: NMF, seed: int | None = None) -> Rule:
+    """The rule by which entries count; nothing is held out without a ``seed``."""
+    held = None if seed is None or not model.holdout else Holdout(float(model.holdout), seed)
+    return Rule(MISSING[model.missing], held)
+
+
+def check_observing(model: NMF, weights: Any, *, fitting: bool = True) -> None:
+    """Refuse missing entries, weights and hold-outs that solver, start or loss can't follow."""
+    missing = model.missing
+    if not (missing is None or isinstance(missing, str)) or missing not in MISSING:
+        raise ParameterError(
+            f"missing={missing!r}; expected None (no entry is), 'nan' (those that are NaN) or "
+            "'unstored' (those that a sparse X does not store)."
+        )
+    _expect_number("holdout", model.holdout, "a share from 0 (none) to below 1")
+    if model.holdout >= 1:
+        raise ParameterError(
+            f"holdout={model.holdout!r}; expected a share from 0 (none) to below 1."
+        )
+    if weights is None and missing is None and not model.holdout:
+        return
+    loss = make_loss(model.beta_loss)
+    solver = make_solver(model.solver, loss)
+    if solver.name not in ("als", "newton"):
+        raise ParameterError(
+            f"solver={solver.name!r} with beta_loss={loss.name!r} takes every entry for equal: "
+            "missing=, holdout= and weights= need rows that are solved anew in each pass. Use "
+            "solver='als' with beta_loss='frobenius', or 'newton' with 'kullback-leibler'."
+        )
+    if fitting and str(model.init).startswith("nndsvd"):
+        raise ParameterError(
+            f"init={model.init!r} needs the singular vectors of a whole X: missing=, holdout= and "
+            "weights= leave entries out. Use init='sample' or 'random'."
+        )
 
 
 def count_components(model: NMF, shape: tuple[int, int], W: Any, H: Any) -> int:
@@ -89,8 +126,8 @@ def choose_init(model: NMF, solver: Solver, k: int, shape: tuple[int, int]) -> s
     """Give the start; where none is named, the best that this solver has."""
     if model.init not in (None, "auto"):
         return str(model.init)
-    if solver.takes_waves:
-        return "sample"
+    if solver.takes_waves:  # of what is mostly missing a sample knows too little of each column
+        return "random" if model.missing == "unstored" else "sample"
     return "nndsvda" if model.n_init == 1 and k <= min(shape) else "random"
 
 
@@ -105,6 +142,13 @@ def choose_compression(model: NMF, request: starts.Request, executor: Executor) 
     """Whether passes go on on compressed rows between the reads."""
     slabs, forced = executor.slabs, _forces(model.compress)
     able = request.loss.kind is Normal and not request.solver.carries_rows
+    if slabs.observed:
+        if forced:
+            raise ParameterError(
+                "compress=True with missing entries, weights or a hold-out: compressed columns "
+                "know no single entries. Use compress='auto' or False."
+            )
+        return False
     if not model.compress or slabs.sparse or not able:
         if forced:
             raise ParameterError(
@@ -123,16 +167,26 @@ def choose_compression(model: NMF, request: starts.Request, executor: Executor) 
 
 def make_job(model: NMF, solver: Solver, k: int, slabs: Slabs, *, keep_rows: bool) -> Job:
     """What the memory plan has to know of a fit."""
-    init = "sample" if model.init in (None, "auto") and solver.takes_waves else model.init
+    init = model.init
+    if init in (None, "auto") and solver.takes_waves and model.missing != "unstored":
+        init = "sample"
     return Job(
         k=k,
         models=min(int(model.n_init), starts.MODELS) if init == "sample" else int(model.n_init),
         waves=count_waves(model, solver, len(slabs)),
         carries_rows=solver.carries_rows,
         split=make_loss(model.beta_loss).kind is Split,
-        curvature=solver.curvature_bytes(slabs.shape[1], k),
+        curvature=_curvature(solver, slabs, k),
         keep_rows=keep_rows,
     )
+
+
+def _curvature(solver: Solver, slabs: Slabs, k: int) -> int:
+    """Bytes of what the terms of one model hold a column: its own Gram matrix, or its mass."""
+    needed, columns = solver.curvature_bytes(slabs.shape[1], k), slabs.shape[1]
+    if not slabs.observed:
+        return needed
+    return 8 * columns * k * (k + 1) // 2 if solver.name == "als" else needed + 8 * columns * k
 
 
 def custom_factors(model: NMF, shape: tuple[int, int], k: int, W: Any, H: Any) -> tuple[Any, Any]:

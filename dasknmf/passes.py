@@ -356,6 +356,7 @@ class _Loop:
         history.objective.append(model.objectives[-1])
         history.relative_error.append(self.settings.loss.relative(model.loss, seen.squares))
         history.models.append(len(self.state.models))
+        history.holdout.append(model.held.mean)
         history.reads.append(self.executor.reads)
         history.seconds.append(time.perf_counter() - self.began)
 

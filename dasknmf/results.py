@@ -17,6 +17,9 @@ from threadpoolctl import threadpool_info
 from dasknmf.numerics.errors import DataError, FactorWarning, warn
 from dasknmf.numerics.inspection import Place
 from dasknmf.numerics.kernels import Array
+from dasknmf.numerics.losses import make_loss
+from dasknmf.numerics.penalties import make_penalties
+from dasknmf.numerics.solvers import make_solver
 from dasknmf.numerics.stopping import Outcome
 from dasknmf.numerics.work import SolveRows
 from dasknmf.parallel import inputs
@@ -48,6 +51,37 @@ def rows_of(found: Result, executor: Executor, X: Any) -> Any:
     k = found.short.shape[1]
     rows = da.Array(graph, name, chunks=(heights, (k,)), dtype=executor.slabs.dtype)
     return rows if heights == X.chunks[0] else rows.rechunk({0: X.chunks[0]})
+
+
+def fitted(model: NMF, found: Result, executor: Executor, X: Any) -> dict[str, Any]:
+    """The attributes of a fitted estimator, ``W_`` among them where X is given."""
+    slabs = executor.slabs
+    if slabs.transposed:
+        assert found.rows is not None
+        H = np.concatenate([r[found.model] for r in executor.fetch(found.rows)]).T.copy()
+    else:
+        H = found.short.T.copy()
+    known = {
+        "components_": H,
+        "n_components_": H.shape[0],
+        "reconstruction_err_": make_loss(model.beta_loss).error(found.loss),
+        "n_iter_": found.n_iter,
+        "history_": found.history,
+        "outcome_": found.outcome,
+        "fingerprint_": found.inspection.fingerprint(slabs.shape, slabs.dtype),
+        "_n_samples": slabs.shape[slabs.transposed],
+    }
+    return known if X is None else {**known, "W_": rows_of(found, executor, X)}
+
+
+def row_work(model: NMF, slabs: Slabs, n_samples: int) -> SolveRows:
+    """What ``transform`` does on each slab: rows given H are a convex problem, solved as such."""
+    loss = make_loss(model.beta_loss)
+    shape = (n_samples, model.n_features_in_)
+    penalty = make_penalties(model.alpha_W, model.alpha_H, model.l1_ratio, shape)[0]
+    fixed = np.ascontiguousarray(model.components_.T, dtype=slabs.dtype)
+    solver = make_solver("auto", loss)
+    return SolveRows(loss, solver, penalty, (fixed,), int(model.max_iter), float(model.tol))
 
 
 def solve_slab(work: SolveRows, block: Any, place: Place, name: str) -> Array:
@@ -93,11 +127,27 @@ def warn_of(model: NMF, found: Result) -> None:
             "max_iter, or tol, to improve convergence or to accept less.",
             ConvergenceWarning,
         )
+    seen = found.inspection.observation
+    if seen is not None:
+        counts = (seen.empty_rows, seen.empty_columns)
+        swapped = model.n_features_in_ > model._n_samples
+        warn_unobserved(*(counts[::-1] if swapped else counts))
     dead = int(np.sum(~model.components_.any(axis=1)))
     if dead and found.inspection.positive:
         warn(
             f"{dead} of {model.n_components_} components are zero and explain nothing. Try "
             "another start (random_state, init='nndsvda'), or a smaller n_components or alpha.",
+            FactorWarning,
+        )
+
+
+def warn_unobserved(rows: int, columns: int) -> None:
+    """Say where nothing was observed: zeros there are no finding."""
+    parts = [f"{n} {what}{'s' * (n > 1)}" for n, what in ((rows, "row"), (columns, "column")) if n]
+    if parts:
+        warn(
+            f"{' and '.join(parts)} of X have no observed entry: their factors are zero. Drop "
+            "them, or see whether missing=, weights= or holdout= leave out too much.",
             FactorWarning,
         )
 

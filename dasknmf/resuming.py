@@ -8,7 +8,7 @@ import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import dask
 import numpy as np
 from dask.utils import parse_timedelta
 
-from dasknmf import results
+from dasknmf import parameters, results
 from dasknmf.checkpointing import FAILURES, Cadence, CheckpointKeeper, Keeper, Shown, read_objects
 from dasknmf.numerics.errors import DamagedError, MissingError, ParameterError, StoreError
 from dasknmf.numerics.kernels import Array
@@ -96,11 +96,22 @@ def check(model: NMF) -> None:
         )
 
 
+def seed_of(model: NMF) -> int:
+    """The seed of a fit: given, or that with which its run began, or drawn."""
+    if model.random_state is None and model.checkpoint is not None:
+        with suppress(MissingError):
+            meta: Any = read_newest(open_objects(model.checkpoint)).meta
+            if type(meta.get("seed")) is not int:
+                raise StoreError(f"the newest commit of {model.checkpoint} holds no seed")
+            return int(meta["seed"])
+    return parameters.seed_of(model.random_state)
+
+
 @contextmanager
-def opened(model: NMF, settings: Settings, executor: Executor) -> Iterator[tuple[Keeper, Settings]]:
-    """The keeper of a fit, and its settings with the seed that the run began with."""
+def opened(model: NMF, settings: Settings, executor: Executor) -> Iterator[Keeper]:
+    """The keeper of a fit."""
     if model.checkpoint is None:
-        yield Keeper(), settings
+        yield Keeper()
         return
     objects = open_objects(model.checkpoint)
     given = problem_of(model, settings, executor)
@@ -115,21 +126,19 @@ def opened(model: NMF, settings: Settings, executor: Executor) -> Iterator[tuple
             )
         )
         _probe(objects, executor, settings)
-        seed = _stored_seed(run, settings.start.seed)
-        settings = replace(settings, start=replace(settings.start, seed=seed))
         stop = Stop(limit_of(model.time_limit))
         keeper = CheckpointKeeper(
             run,
             executor.slabs,
             cadence_of(model.checkpoint_every),
-            {"seed": seed, "model": results.about(model, executor.slabs)},
+            {"seed": settings.start.seed, "model": results.about(model, executor.slabs)},
             stop,
             carries=settings.solver.carries_rows,
             failures=int(dask.config.get("dasknmf.checkpoint.failures", FAILURES)),
         )
         stack.callback(keeper.close)
         stack.enter_context(listening(stop))
-        yield keeper, settings
+        yield keeper
 
 
 def problem_of(model: NMF, settings: Settings, executor: Executor) -> dict[str, Any]:
@@ -156,23 +165,14 @@ def problem_of(model: NMF, settings: Settings, executor: Executor) -> dict[str, 
         "alpha_H": model.alpha_H if isinstance(model.alpha_H, str) else float(model.alpha_H),
         "l1_ratio": float(model.l1_ratio),
         "random_state": None if state is None else start.seed,
+        "missing": model.missing,
+        "holdout": float(model.holdout),
     }
 
 
 def _digest(factor: Array) -> str:
     data = np.ascontiguousarray(factor, dtype=np.float64).tobytes()
     return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def _stored_seed(run: Run, drawn: int) -> int:
-    """The seed that the run began with, where that was drawn and not given."""
-    meta = None if run.newest is None else run.newest.meta
-    if meta is None:
-        return drawn
-    seed = meta.get("seed")
-    if type(seed) is not int:
-        raise StoreError(f"the newest commit of {run.objects.url} holds no seed")
-    return seed
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""X as the estimator works on it."""
+"""X as the estimator takes it, whatever it was given as."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sklearn.utils.validation import validate_data
 
@@ -10,8 +10,11 @@ from dasknmf.numerics.errors import DataError
 from dasknmf.parallel import inputs
 from dasknmf.storage import arrays
 
+if TYPE_CHECKING:
+    from dasknmf.estimator import NMF
 
-def validated(model: Any, X: Any, *, reset: bool) -> Any:
+
+def validated(model: NMF, X: Any, *, reset: bool) -> Any:
     """Give X as numpy, scipy CSR/CSC or Dask; values are looked at while it is read."""
     X = arrays.opened(inputs.unwrap(X))
     inputs.refuse_early(X)

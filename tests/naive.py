@@ -186,6 +186,45 @@ def kl_terms(V, W, H):
     return neg, curvature
 
 
+def weighted_terms(V, M, H):
+    """Of every row: c_a = Σ m v h_a and G_ab = Σ m h_a h_b."""
+    cross, grams = [], []
+    for v_row, m_row in zip(V, M, strict=True):
+        listed = range(len(v_row))
+        cross.append([sum(m_row[j] * v_row[j] * h[j] for j in listed) for h in H])
+        grams.append([[sum(m_row[j] * h[j] * g[j] for j in listed) for g in H] for h in H])
+    return cross, grams
+
+
+def weighted_rows(V, M, H, l1, l2):
+    """Non-negative least squares of every row over its weighted entries."""
+    out = []
+    for c, G in zip(*weighted_terms(V, M, H), strict=True):
+        ridged = [[G[a][b] + (l2 if a == b else 0.0) for b in range(len(c))] for a in range(len(c))]
+        out.append(nnls(ridged, [value - l1 for value in c]))
+    return out
+
+
+def weighted_kl_row(v, m, H, l1, l2):
+    """A row's weighted Kullback-Leibler optimum: that of m v with components m h."""
+    seen = [j for j in range(len(v)) if m[j] > 0]
+    scaled = [[h[j] * m[j] for j in seen] for h in H]
+    return kl_row([v[j] * m[j] for j in seen], scaled, l1, l2)
+
+
+def hashed(seed, row, column):
+    """SplitMix64's finaliser over the row, then over the column, in Python's integers."""
+    golden, word = 0x9E3779B97F4A7C15, 2**64
+
+    def mix(x):
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) % word
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % word
+        return x ^ (x >> 31)
+
+    key = mix((seed + golden * (row + 1)) % word)
+    return mix((key + golden * (column + 1)) % word)
+
+
 UPDATES = {
     "als": als,
     "hals": hals,

@@ -13,11 +13,14 @@ import numpy as np
 from dasknmf.numerics import kernels
 from dasknmf.numerics.errors import DataError
 from dasknmf.numerics.kernels import Slab
+from dasknmf.numerics.observation import Observation, look
+from dasknmf.numerics.observed import Observed
+from dasknmf.numerics.terms import add
 
 KINDS = ("NaN", "infinity (inf)", "negative")
 RANGE = {4: (1e-35, 1e34), 8: (1e-140, 1e140)}  # of the largest value, by the bytes of a float
 ADVICE = {
-    "NaN": "Fill or drop the missing values first.",
+    "NaN": "Fill or drop the missing values first, or say what they are: missing='nan'.",
     "infinity (inf)": "Replace them by finite numbers first.",
     "negative": "Non-negative factorisation needs values >= 0: shift, clip or take magnitudes.",
 }
@@ -52,6 +55,7 @@ class Inspection:
     squares: float
     maximum: float
     checksums: tuple[tuple[int, int], ...]  # (slab, CRC-32), by slab
+    observation: Observation | None = None  # where not every entry counts
 
     @staticmethod
     def merge(parts: Sequence[Inspection]) -> Inspection:
@@ -70,12 +74,24 @@ class Inspection:
             squares=float(sum(p.squares for p in parts)),
             maximum=max(p.maximum for p in parts),
             checksums=tuple(sorted(c for p in parts for c in p.checksums)),
+            observation=add([p.observation for p in parts]),
         )
 
     @property
     def bad(self) -> bool:
-        """Whether any value is NaN, infinite or negative."""
-        return any(f.amount for f in self.findings)
+        """Whether any value, or any weight, is NaN, infinite or negative."""
+        return any(f.amount for f in self.findings) or self.bad_weights
+
+    @property
+    def bad_weights(self) -> bool:
+        """Whether any weight is NaN, infinite or negative."""
+        return self.observation is not None and any(found[0] for found in self.observation.bad)
+
+    def mean(self, shape: tuple[int, int]) -> float:
+        """Mean of the entries that count."""
+        if self.observation is None:
+            return self.total / (shape[0] * shape[1])
+        return self.total / (self.observation.weight or 1.0)
 
     def unfit(self, dtype: np.dtype[Any]) -> bool:
         """Whether no slab arithmetic may be done: bad values, or larger than it can bear."""
@@ -97,8 +113,34 @@ class Inspection:
         text = f"{shape} {dtype.str} {self.rows} {checks}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-    def raise_if_bad(self, transposed: bool, name: str) -> None:
-        """Raise :class:`DataError` that names kind, count and place of the bad values."""
+    def _raise_of_weights(self, transposed: bool, name: str, empty: bool) -> None:
+        """Raise :class:`DataError` for weights that are none, or leave nothing to look at."""
+        seen = self.observation
+        if seen is None:
+            return
+        found = [
+            f"{amount} {kind} value{'s' * (amount > 1)}, the first at row "
+            f"{(column if transposed else row)}, column {(row if transposed else column)}"
+            for kind, (amount, row, column) in zip(KINDS, seen.bad, strict=True)
+            if amount
+        ]
+        if found:
+            raise DataError(
+                f"weights passed to {name} have {' and '.join(found)}; expected finite numbers "
+                ">= 0 or booleans (True: observed). Weight 0 is what leaves an entry out."
+            )
+        if not (self.bad or empty) and seen.amount == 0:
+            raise DataError(
+                f"nothing of X is observed: every entry passed to {name} is missing, held out or "
+                "of weight 0. Check missing=, holdout= and weights= (True: observed)."
+            )
+
+    def raise_if_bad(self, transposed: bool, name: str, *, empty: bool = False) -> None:
+        """Raise :class:`DataError` that names kind, count and place of the bad values.
+
+        ``empty``: it is no error that nothing is observed at all.
+        """
+        self._raise_of_weights(transposed, name, empty)
         if not self.bad:
             return
         lines = []
@@ -117,8 +159,31 @@ class Inspection:
         raise DataError(f"{start_of_line} has " + " It also has ".join(lines))
 
 
+def _inspect_observed(V: Observed, place: Place) -> Inspection:
+    seen, observation = look(V)
+    findings = tuple(
+        Finding(amount, place if amount else None, row, column) for amount, row, column in seen.bad
+    )
+    check = _checksum(V.values)
+    if V.weights is not None:
+        check = zlib.crc32(check.to_bytes(4, "big"), _checksum(V.weights))
+    return Inspection(
+        findings=findings,
+        rows=V.shape[0],
+        stored=seen.stored,
+        positive=seen.positive,
+        total=seen.total,
+        squares=seen.squares,
+        maximum=seen.maximum,
+        checksums=((place.slab, check),),
+        observation=observation,
+    )
+
+
 def inspect_slab(V: Slab, place: Place) -> Inspection:
     """Walk over the values of one slab (dense or CSR), in the streamed orientation."""
+    if isinstance(V, Observed):
+        return _inspect_observed(V, place)
     values = V.data if kernels.is_sparse(V) else V
     counts, first, sums = kernels.inspect_values(values)
     findings = []

@@ -20,10 +20,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from dasknmf.numerics import kernels
+from dasknmf.numerics import kernels, weighted
 from dasknmf.numerics.errors import DataError, ParameterError
-from dasknmf.numerics.kernels import Array, Float64, Slab
-from dasknmf.numerics.terms import Columns, Exponent, Normal, Split, Terms
+from dasknmf.numerics.kernels import Array, Slab
+from dasknmf.numerics.observed import Observed
+from dasknmf.numerics.terms import Columns, Each, Exponent, Normal, Split, Terms
 
 NAMES = {"frobenius": 2.0, "kullback-leibler": 1.0, "itakura-saito": 0.0}
 
@@ -44,11 +45,15 @@ class Loss(ABC):
         V: r×c slab or transpose of one; moving: list of r×k; fixed: list of c×k.
         """
 
+    def share(self, V: Slab, fixed: Sequence[Array], rows: Sequence[Array]) -> list[Terms]:
+        """Terms of the other half from the rows of a slab, as they are."""
+        return self.terms(V.T, fixed, rows)
+
     @abstractmethod
     def value(self, terms: Terms, moving: Array, squared_norm: float) -> float:
         """Objective at (moving, fixed), from the summed terms and ||V||²."""
 
-    def exact_rows(self, V: Slab, fixed: Array, penalty: tuple[float, float]) -> Float64 | None:
+    def exact_rows(self, V: Slab, fixed: Array, penalty: tuple[float, float]) -> Array | None:
         """Rows of a slab given the other factor, where the loss has a row solver of its own."""
         return None
 
@@ -81,11 +86,27 @@ class Frobenius(Loss):
 
     def value(self, terms: Terms, moving: Array, squared_norm: float) -> float:
         """1/2 (||V||² - 2 <C, F> + <G, FᵀF>), never below zero."""
-        assert isinstance(terms, Normal)
+        assert isinstance(terms, Normal | Each)
         F = moving.astype(np.float64, copy=False)
         dot = float(np.sum(terms.cross * F))
-        model = float(np.sum(terms.gram * kernels.gram(F)))
+        if isinstance(terms, Each):
+            model = terms.norm(F)
+        else:
+            model = float(np.sum(terms.gram * kernels.gram(F)))
         return max(0.5 * (squared_norm - 2.0 * dot + model), 0.0)
+
+    def share(self, V: Slab, fixed: Sequence[Array], rows: Sequence[Array]) -> list[Terms]:
+        """A Gram matrix a column, where not every entry counts the same."""
+        if isinstance(V, Observed):
+            return list(weighted.share_of(V, fixed, rows))
+        return self.terms(V.T, fixed, rows)
+
+    def exact_rows(self, V: Slab, fixed: Array, penalty: tuple[float, float]) -> Array | None:
+        """Rows with Gram matrices of their own; others are the solver's."""
+        if not isinstance(V, Observed):
+            return None
+        rule = weighted.Solve(1e-10, 0.0, *penalty)
+        return weighted.least_squares(V, [fixed], [rule], share=False)[0][0]
 
     def relative(self, value: float, squared_norm: float) -> float:
         """||V - WH|| / ||V||, 0 for V = 0."""
@@ -138,10 +159,12 @@ class BetaDivergence(Loss):
         """||V - WH|| / ||V||, nan for losses that are no norm."""
         return float("nan")
 
-    def exact_rows(self, V: Slab, fixed: Array, penalty: tuple[float, float]) -> Float64 | None:
+    def exact_rows(self, V: Slab, fixed: Array, penalty: tuple[float, float]) -> Array | None:
         """Kullback-Leibler's rows, by safeguarded Newton steps."""
         if self.beta != 1.0:
             return None
+        if isinstance(V, Observed):
+            return weighted.kl_rows(V, fixed, penalty, EXACT_ROWS)[0]
         return kernels.kl_rows(V, fixed, penalty, EXACT_ROWS)[0]
 
     def check_zeros(self, zeros: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from dasknmf.numerics.errors import ParameterError
 from dasknmf.numerics.kernels import Array
-from dasknmf.numerics.terms import Columns, Normal, Split, Terms
+from dasknmf.numerics.terms import Columns, Each, Normal, Split, Terms
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Penalty:
         if isinstance(terms, Normal):
             ridge = self.l2 * np.eye(terms.gram.shape[0])
             return Normal(terms.cross - self.l1, terms.gram + ridge)
+        if isinstance(terms, Each):
+            ridge = self.l2 * np.eye(terms.gram.shape[0])
+            return Each(terms.cross - self.l1, terms.gram + ridge, terms.packed)
         if isinstance(terms, Columns):
             pull = None if terms.pull is None else terms.pull - self.l1
             return terms._replace(mass=terms.mass + self.l1, pull=pull, ridge=self.l2)

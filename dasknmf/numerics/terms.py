@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from dasknmf.numerics.kernels import Array, Float64
+from dasknmf.numerics.kernels import Array, Float64, gram, loops, own
 
 T = TypeVar("T")
 
@@ -24,6 +24,31 @@ class Normal(NamedTuple):
 
     cross: Float64
     gram: Float64
+
+    def part(self, some: slice) -> Normal:
+        """Terms of some of the rows."""
+        return Normal(self.cross[some], self.gram)
+
+
+class Each(NamedTuple):
+    """Least squares in which every row of F has a Gram matrix of its own: weights, missing entries.
+
+    ``cross`` as in :class:`Normal`; row j has the matrix ``gram`` + ``packed``[j], the latter the
+    lower triangle row by row, shape (rows of F, k (k + 1) / 2).
+    """
+
+    cross: Float64
+    gram: Float64
+    packed: Float64
+
+    def norm(self, F: Float64) -> float:
+        """Σ_j f_j G_j f_jᵀ: the model's weighted squared norm."""
+        deviation = loops("each").quadratic(own(self.packed), own(F))
+        return float(np.sum(self.gram * gram(F))) + float(deviation)
+
+    def part(self, some: slice) -> Each:
+        """Terms of some of the rows."""
+        return Each(self.cross[some], self.gram, self.packed[some])
 
 
 class Split(NamedTuple):
@@ -46,6 +71,7 @@ class Columns(NamedTuple):
     sum over slabs gives H = counts / mass wherever each slab met its own H (Neal & Hinton 1998).
     ``pull`` C h - gradient and ``curvature`` C = Σ_i v_ij w_i w_iᵀ / y_ij², the lower triangle of
     every column packed: quadratic models, which add up likewise; None without curvature.
+    ``mass`` has a row a column of V where not every entry counts the same.
     ``value``: the loss at the factors met. ``ridge``: the L2 penalty, once it is applied.
     """
 
@@ -74,7 +100,7 @@ class Exponent(float):
     """A power that belongs to the loss, not to a slab: merging keeps it instead of adding it."""
 
 
-Terms = Normal | Split | Columns
+Terms = Normal | Each | Split | Columns
 
 
 def add(parts: Sequence[T]) -> T:

@@ -12,14 +12,16 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from dasknmf.numerics import kernels, nndsvd, random
+from dasknmf.numerics import kernels, nndsvd, random, weighted
 from dasknmf.numerics.inspection import Inspection, Place, inspect_slab
 from dasknmf.numerics.kernels import Array, Float64, Slab
 from dasknmf.numerics.losses import Loss
+from dasknmf.numerics.observed import Observed
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
 from dasknmf.numerics.solvers.base import Rows as Rows
-from dasknmf.numerics.terms import Terms, add
+from dasknmf.numerics.terms import Normal, Terms, add
+from dasknmf.numerics.weighted import Held
 
 
 class Work(Protocol):
@@ -49,11 +51,15 @@ class RandomRows:
 
 
 class ModelSums(NamedTuple):
-    """One model's share of a pass: terms of the H half, penalty of the rows, squared residual."""
+    """One model's share of a pass: terms of the H half, penalty of the rows, squared residual.
+
+    ``held``: the error on entries that are held out.
+    """
 
     terms: Terms | None
     penalty: float
     residual: float
+    held: Held = Held()
 
 
 class StepSums(NamedTuple):
@@ -113,9 +119,9 @@ class Step:
         if self.move:
             new, terms = self.solver.visit(self.loss, V, old, self.fixed, self.penalty, self.gains)
         else:
-            new, terms = old, self.loss.terms(V.T, self.fixed, old)
+            new, terms = old, self.loss.share(V, self.fixed, old)
         models = tuple(
-            ModelSums(t, self.penalty.value(W), self._residual(V, W, Ht))
+            ModelSums(t, self.penalty.value(W), self._residual(V, W, Ht), self._held(V, W, Ht))
             for t, W, Ht in zip(terms, new, self.fixed, strict=True)
         )
         return self._among_all(new), StepSums(inspection, models)
@@ -144,7 +150,14 @@ class Step:
         )
 
     def _residual(self, V: Slab, W: Array, Ht: Array) -> float:
+        if self.residual and isinstance(V, Observed):
+            return weighted.squared_residual(V, W, Ht)
         return kernels.squared_residual(V, W, Ht) if self.residual else 0.0
+
+    def _held(self, V: Slab, W: Array, Ht: Array) -> Held:
+        if not isinstance(V, Observed) or V.rule.holdout is None:
+            return Held()
+        return weighted.held_error(V, W, Ht, squared=self.loss.kind is Normal)
 
 
 @dataclass(frozen=True)
@@ -177,7 +190,7 @@ class SolveRows:
 
     def check(self, seen: Inspection, columns: int, name: str) -> None:
         """Raise :class:`DataError` for what no rows could be solved from."""
-        seen.raise_if_bad(False, name)
+        seen.raise_if_bad(False, name, empty=True)
         if seen.unfit(self.fixed[0].dtype):
             seen.raise_if_out_of_range(self.fixed[0].dtype)
         self.loss.check_zeros(seen.rows * columns - seen.positive)
@@ -289,8 +302,8 @@ class DrawByNorm:
         if inspection.unfit(V.dtype):
             return None, Drawn(inspection, self.wanted, np.zeros(0), (V[:0],))
         if self.root:
-            V = np.sqrt(V)
-        weights = kernels.squared_norms(V)
+            V = V.root() if isinstance(V, Observed) else np.sqrt(V)
+        weights = weighted.squared_norms(V)
         uniform = random.uniform_rows(self.seed, "draw", 0, place.start, place.stop, 1)[:, 0]
         used = np.flatnonzero(weights > 0.0)
         keys = np.log(uniform[used]) / weights[used]

@@ -175,7 +175,8 @@ def recipes(slabs: Any) -> list[Recipe] | None:
         if work & seen:
             return None
         seen |= work
-        several = not slabs.sparse and len(layout.grid) * len(layout.grid[0]) > 1
+        plain = not (slabs.sparse or slabs.observed)
+        several = plain and len(layout.grid) * len(layout.grid[0]) > 1
         alone = several and _apart(part, [k for row in layout.grid for k in row])
         found.append(
             Recipe(dict(part), key, layout if alone else None, slabs.transposed, slabs.dtype)

@@ -18,9 +18,11 @@ from sklearn.utils.extmath import randomized_svd
 from dasknmf.numerics import kernels, random
 from dasknmf.numerics.kernels import Array, Slab
 from dasknmf.numerics.losses import Frobenius
+from dasknmf.numerics.observed import Observed
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers.als import ALS
 from dasknmf.numerics.stopping import BRAKE, extrapolated
+from dasknmf.numerics.weighted import squared_norms
 from dasknmf.parallel.blas import ensure_one_thread
 
 CANDIDATES = 6  # random starts where they are cheap against a pass
@@ -48,14 +50,17 @@ class Candidate:
         """Alternate rows and columns on ``V``."""
         ensure_one_thread()
         loss, none = Frobenius(), Penalty()
-        squares = float(np.sum(np.square(_values(V), dtype=np.float64)))
+        squares = float(np.sum(squared_norms(V)))
         k = self.short.shape[1]
         rows = np.zeros((V.shape[0], k), self.short.dtype)
         ahead, momentum, before = self.short, 0.5, np.inf
         for _ in range(iterations):
             solver = ALS(tol=1e-8, gain=ACCURACY * self.relative, warm=True)
-            rows = solver.half_step(rows, loss.terms(V, [rows], [ahead])[0], none)
-            terms = loss.terms(V.T, [self.short], [rows])[0]
+            if isinstance(V, Observed):
+                (rows,), (terms,) = solver.visit(loss, V, (rows,), (ahead,), none, (solver.gain,))
+            else:
+                rows = solver.half_step(rows, loss.terms(V, [rows], [ahead])[0], none)
+                terms = loss.terms(V.T, [self.short], [rows])[0]
             short = solver.half_step(self.short, terms, none)
             relative = 2.0 * loss.value(terms, short, squares) / squares
             if relative > before:
@@ -78,6 +83,8 @@ class Candidate:
 
 
 def _values(V: Slab) -> Array:
+    if isinstance(V, Observed):
+        return _values(V.weights if kernels.is_sparse(V.weights) else V.values)
     return V.data if kernels.is_sparse(V) else V
 
 
@@ -103,10 +110,10 @@ def run_race(
     others in the second round.
     """
     rows, columns = sample.shape
-    dtype = _values(sample).dtype
+    dtype = sample.dtype
     racing = [Candidate(n, _random_start(n, seed, columns, k).astype(dtype)) for n in numbers if n]
     seeded = []
-    if 0 in numbers and k <= min(rows, columns):
+    if 0 in numbers and k <= min(rows, columns) and not isinstance(sample, Observed):
         seeded = [Candidate(0, _svd_start(sample, k, seed).astype(dtype))]
     few = sample
     if rows > 2 * FIRST_ROWS:

@@ -21,6 +21,7 @@ from dask.sizeof import sizeof
 
 from dasknmf.numerics import planning
 from dasknmf.numerics.inspection import Place
+from dasknmf.numerics.observed import Observed
 from dasknmf.parallel.loading import Layout, assemble, is_future, work_dtype
 
 logger = logging.getLogger("dasknmf")
@@ -38,6 +39,8 @@ class Slabs:
         Dask graph that makes the blocks; None where they are in memory.
     layouts
         How the chunks of every slab lie, where there is a graph.
+    observed, extra
+        Whether the blocks know which of their entries count, and bytes of weights an entry.
     """
 
     shape: tuple[int, int]
@@ -48,6 +51,8 @@ class Slabs:
     blocks: tuple[Any, ...]
     graph: dict[Any, Any] | None
     layouts: tuple[Layout, ...] = ()
+    observed: bool = False
+    extra: int = 0
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -63,10 +68,13 @@ class Slabs:
         """Bytes of all slabs in memory; None for sparse slabs that nobody has read yet."""
         if self.graph is None:
             return sum(_nbytes(block) for block in self.blocks)
-        return None if self.sparse else self.shape[0] * self.shape[1] * self.dtype.itemsize
+        size = self.dtype.itemsize + self.extra
+        return None if self.sparse else self.shape[0] * self.shape[1] * size
 
 
 def _nbytes(block: Any) -> int:
+    if isinstance(block, Observed):
+        return block.nbytes
     if sp.issparse(block):
         return int(block.data.nbytes + block.indices.nbytes + block.indptr.nbytes)
     return int(block.nbytes)

@@ -5,24 +5,24 @@ Every start ends in a :class:`Start`; what it read of V it also inspected.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 
 from dasknmf.numerics import nndsvd, random
 from dasknmf.numerics.errors import DataError, ParameterError
 from dasknmf.numerics.inspection import Inspection, Place, inspect_slab
-from dasknmf.numerics.kernels import Array, Slab, gram, squared_norms
+from dasknmf.numerics.kernels import Array, Slab, gram
 from dasknmf.numerics.losses import Loss
 from dasknmf.numerics.memory import SAMPLE, SAMPLED
+from dasknmf.numerics.observed import stacked
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
 from dasknmf.numerics.terms import Normal, add
+from dasknmf.numerics.weighted import squared_norms
 from dasknmf.numerics.work import (
     DrawByNorm,
     Inspect,
@@ -98,8 +98,7 @@ def _checked(inspection: Inspection, executor: Executor, name: str) -> Inspectio
 
 
 def _mean(inspection: Inspection, executor: Executor) -> float:
-    rows, columns = executor.slabs.shape
-    return inspection.total / (rows * columns)
+    return inspection.mean(executor.slabs.shape)
 
 
 def _random(request: Request, executor: Executor, name: str) -> Start:
@@ -148,7 +147,7 @@ def _sample(request: Request, executor: Executor, name: str) -> Start | None:
         work = DrawByNorm(wanted, max(50, 4 * wanted // len(slabs)), request.seed, root)
         drawn = add([executor.run(work).sums])
         inspection = _checked(drawn.inspection, executor, name)
-        sample = _stacked(drawn.blocks)
+        sample = stacked(drawn.blocks)
     if sample.shape[0] < 4 * k or inspect_slab(sample, Place(0, 0, 1)).unfit(slabs.dtype):
         return None  # the first pass will say how many bad values there are, and where
     count = count_candidates(sample, rows, k)
@@ -169,7 +168,7 @@ def _some_rows(wanted: int, seed: int, executor: Executor) -> Slab:
     reached = sum(slabs.edges[i + 1] - slabs.edges[i] for i in only)
     share = Fraction(wanted, slabs.shape[0]) if slabs.graph is None else None
     work = TakeRows(wanted / reached, seed)
-    return _stacked(executor.run(work, only=only, share=share).sums.blocks)
+    return stacked(executor.run(work, only=only, share=share).sums.blocks)
 
 
 def _uneven(sample: Slab) -> bool:
@@ -190,10 +189,6 @@ def _some_slabs(count: int, seed: int) -> list[int]:
     edges = np.linspace(0, count, some + 1).astype(int)
     stream = random.generator(seed, "sample-slabs", 0, 0)
     return [int(stream.integers(a, b)) for a, b in pairwise(edges)]
-
-
-def _stacked(blocks: Sequence[Slab]) -> Slab:
-    return sp.vstack(blocks, format="csr") if sp.issparse(blocks[0]) else np.concatenate(blocks)
 
 
 def _nndsvd(request: Request, executor: Executor, name: str) -> Start:

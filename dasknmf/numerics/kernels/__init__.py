@@ -222,7 +222,7 @@ def kl_rows(
     rows = np.zeros((V.shape[0], k))
     neg = np.zeros((0 if share == "none" else columns, k))
     curvature = np.zeros((columns if share == "curvature" else 0, k * (k + 1) // 2))
-    weight = own(sums + penalty[0])
+    weight = own((sums + penalty[0])[None])
     wide = own(fixed.astype(np.float64, copy=False))  # one compiled variant for any factor
     rest = (wide, weight, float(penalty[1]), rule, rows, neg, curvature)
     if is_sparse(V):

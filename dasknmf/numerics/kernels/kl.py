@@ -315,16 +315,18 @@ def _row(values, index, count, mass, Ht, weight, l2, rule, keep, work, out, neg,
 def csr_rows(indptr, indices, data, Ht, weight, l2, rule, out, neg, curvature):
     """Solve the rows of a CSR slab into ``out``, add their terms; give Σ v log(v/y) - v.
 
-    weight = S + l1; ``neg`` (columns × k) and ``curvature`` (columns × k(k+1)/2, lower triangle)
-    may be empty. Every row starts from equal shares: its result depends on nothing but the row.
+    weight = S + l1, one row of it for all rows or one for each; ``neg`` (columns × k) and
+    ``curvature`` (columns × k(k+1)/2, lower triangle) may be empty. Every row starts from equal
+    shares: its result depends on nothing but the row.
     """
     width = 1
     for i in range(indptr.size - 1):
         width = max(width, indptr[i + 1] - indptr[i])
     values, index = np.empty(width), np.empty(width, np.int64)
-    work = _workspace(width, weight.size)
+    work = _workspace(width, weight.shape[1])
     value = 0.0
     for i in range(indptr.size - 1):
+        price = weight[min(i, weight.shape[0] - 1)]
         count, mass = 0, 0.0
         for p in range(indptr[i], indptr[i + 1]):
             if data[p] > 0.0:
@@ -334,7 +336,7 @@ def csr_rows(indptr, indices, data, Ht, weight, l2, rule, out, neg, curvature):
         out[i] = 0.0
         if count > 0:
             value += _row(
-                values, index, count, mass, Ht, weight, l2, rule, False, work, out[i], neg,
+                values, index, count, mass, Ht, price, l2, rule, False, work, out[i], neg,
                 curvature,
             )  # fmt: skip
     return value
@@ -345,7 +347,7 @@ def dense_rows(V, Ht, weight, l2, rule, out, neg, curvature):
     """Solve the rows of a dense slab; whole rows share one block B."""
     width = max(V.shape[1], 1)
     values, index = np.empty(width), np.empty(width, np.int64)
-    work = _workspace(width, weight.size)
+    work = _workspace(width, weight.shape[1])
     value, keep, reached = 0.0, False, True
     for j in range(Ht.shape[0]):  # columns without a component would change places in B
         reached = reached and Ht[j].max() > 0.0
@@ -361,7 +363,7 @@ def dense_rows(V, Ht, weight, l2, rule, out, neg, curvature):
             continue
         whole = count == width
         value += _row(
-            values, index, count, mass, Ht, weight, l2, rule, keep and whole, work, out[i], neg,
+            values, index, count, mass, Ht, weight[0], l2, rule, keep and whole, work, out[i], neg,
             curvature,
         )  # fmt: skip
         keep = whole and reached

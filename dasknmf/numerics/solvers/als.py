@@ -17,10 +17,13 @@ from typing import ClassVar, final
 
 import numpy as np
 
-from dasknmf.numerics import kernels
-from dasknmf.numerics.kernels import Array
-from dasknmf.numerics.solvers.base import Solver
-from dasknmf.numerics.terms import Normal, Terms
+from dasknmf.numerics import kernels, weighted
+from dasknmf.numerics.kernels import Array, Slab
+from dasknmf.numerics.losses import Loss
+from dasknmf.numerics.observed import Observed
+from dasknmf.numerics.penalties import Penalty
+from dasknmf.numerics.solvers.base import Gains, Rows, Solver
+from dasknmf.numerics.terms import Each, Normal, Terms
 
 
 @final
@@ -51,8 +54,27 @@ class ALS(Solver):
         """Stop where less than ``gain`` is left."""
         return replace(self, gain=gain, warm=warm)
 
+    def visit(
+        self, loss: Loss, V: Slab, old: Rows, fixed: Rows, penalty: Penalty, gains: Gains = None
+    ) -> tuple[Rows, list[Terms]]:
+        """As ever; where not every entry counts the same, tile by tile."""
+        if not isinstance(V, Observed):
+            return super().visit(loss, V, old, fixed, penalty, gains)
+        rules = [
+            weighted.Solve(self.tol, gain, penalty.l1, penalty.l2)
+            for gain in gains or (0.0,) * len(fixed)
+        ]
+        rows, terms = weighted.least_squares(V, fixed, rules)
+        return tuple(rows), list(terms)
+
     def update(self, F: Array, terms: Terms) -> Array:
         """Solve every row; the old ``F`` gives only shape and dtype unless ``warm``."""
+        if isinstance(terms, Each):
+            start = F if self.warm else np.zeros(F.shape)
+            ones = np.ones(F.shape[0])
+            rule = weighted.Solve(self.tol, self.gain)
+            solved = weighted.solve_each(terms.cross, terms.gram, terms.packed, ones, start, rule)
+            return solved.astype(F.dtype, copy=False)
         assert isinstance(terms, Normal)
         start = F
         if not (self.warm and F.any()):

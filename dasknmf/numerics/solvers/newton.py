@@ -21,10 +21,11 @@ from typing import ClassVar, final
 
 import numpy as np
 
-from dasknmf.numerics import kernels
+from dasknmf.numerics import kernels, weighted
 from dasknmf.numerics.errors import ParameterError
 from dasknmf.numerics.kernels import Array, Slab
 from dasknmf.numerics.losses import BetaDivergence, Loss
+from dasknmf.numerics.observed import Observed
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers.base import Gains, Rows, Solver
 from dasknmf.numerics.terms import Columns, Split, Terms
@@ -103,14 +104,13 @@ class Newton(Solver):
     def _visit(self, V: Slab, Ht: Array, penalty: Penalty) -> tuple[Array, Terms]:
         columns, k = Ht.shape
         curved = self.curved and self.curvature_bytes(columns, k) > 0
-        rows, neg, curvature, value = kernels.kl_rows(
-            V,
-            Ht,
-            (penalty.l1, penalty.l2),
-            (self.soft, self.steps, self.tol),
-            "curvature" if curved else "gradient",
-        )
-        mass = np.sum(rows, axis=0)
+        prices, rule = (penalty.l1, penalty.l2), (self.soft, self.steps, self.tol)
+        share = "curvature" if curved else "gradient"
+        if isinstance(V, Observed):
+            rows, neg, curvature, mass, value = weighted.kl_rows(V, Ht, prices, rule, share)
+        else:
+            rows, neg, curvature, value = kernels.kl_rows(V, Ht, prices, rule, share)
+            mass = np.sum(rows, axis=0)
         pull = 2.0 * neg - mass if curved else None  # C_j h_j is neg_j: y is linear in h
         terms = Columns(Ht * neg, mass, pull, curvature if curved else None, value)
         return rows.astype(Ht.dtype, copy=False), terms

@@ -1,0 +1,184 @@
+"""Least squares and Kullback-Leibler over the entries of a slab that count.
+
+    rows:     w_i = argmin over w >= 0 of Σ_j m_ij d(v_ij | w h_j), a function of V_i, m_i and H
+    columns:  what adds up over slabs: Each (a Gram matrix a column), or Columns (as of all entries,
+              with a mass a column)
+
+Y.-D. Kim, S. Choi: Weighted nonnegative matrix factorization, ICASSP 2009; N. Srebro, T. Jaakkola:
+Weighted low-rank approximations, ICML 2003.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dasknmf.numerics import kernels
+from dasknmf.numerics.kernels import Array, Float64, Slab, gram, loops, own
+from dasknmf.numerics.observed import Lists, Observed
+from dasknmf.numerics.terms import Each
+
+Prices = tuple[float, float]  # l1 and l2 of the rows
+
+
+def triangle(k: int) -> int:
+    """Numbers in the lower triangle of a k × k matrix."""
+    return k * (k + 1) // 2
+
+
+def _wide(factor: Array) -> Float64:
+    return own(factor.astype(np.float64, copy=False))
+
+
+def solve_each(
+    cross: Float64, shared: Float64, packed: Float64, share: Float64, start: Array, rule: Solve
+) -> Float64:
+    """Non-negative least squares of every row with its own Gram, share · shared + packed."""
+    out = np.array(start, dtype=np.float64, order="C")
+    np.maximum(out, 0.0, out=out)
+    loops("each").solve_each(
+        own(cross), own(shared), own(packed), own(share), rule.ridge, rule.tol, rule.gain, out
+    )
+    return out
+
+
+class Solve(NamedTuple):
+    """How exact, and with which ridge; see ``kernels/each.py``."""
+
+    tol: float
+    gain: float = 0.0
+    l1: float = 0.0
+    ridge: float = 0.0
+
+
+def least_squares(
+    V: Observed, fixed: Sequence[Array], rules: Sequence[Solve], *, share: bool = True
+) -> tuple[list[Array], list[Each]]:
+    """Rows of every model, each solved on its own, and their terms of the H half if ``share``."""
+    wide = [_wide(F) for F in fixed]
+    rows = [np.zeros((V.shape[0], F.shape[1]), F.dtype) for F in fixed]
+    terms = [_no_terms(F) for F in fixed] if share else []
+    shared = [gram(F) for F in fixed]
+    for tile in V.tiles():
+        for number, (F, G, rule) in enumerate(zip(wide, shared, rules, strict=True)):
+            k = F.shape[1]
+            height = tile.stop - tile.start
+            cross, packed = np.zeros((height, k)), np.zeros((height, triangle(k)))
+            loops("each").row_terms(tile.marks, tile.kernel_lists, F, cross, packed)
+            cross -= rule.l1
+            solved = solve_each(cross, G, packed, tile.base, np.zeros((height, k)), rule)
+            rows[number][tile.start : tile.stop] = solved
+            if share:
+                _add_share(terms[number], tile, rows[number][tile.start : tile.stop])
+    return list(rows), terms
+
+
+def share_of(V: Observed, fixed: Sequence[Array], rows: Sequence[Array]) -> list[Each]:
+    """Terms of the H half from rows as they are."""
+    terms = [_no_terms(F) for F in fixed]
+    for tile in V.tiles():
+        for found, W in zip(terms, rows, strict=True):
+            _add_share(found, tile, W[tile.start : tile.stop])
+    return terms
+
+
+def _no_terms(F: Array) -> Each:
+    columns, k = F.shape
+    return Each(np.zeros((columns, k)), np.zeros((k, k)), np.zeros((columns, triangle(k))))
+
+
+def _add_share(terms: Each, tile: Lists, W: Array) -> None:
+    wide = _wide(W)
+    loops("each").column_terms(tile.marks, tile.kernel_lists, wide, terms.cross, terms.packed)
+    terms.gram[:] += wide.T @ own(wide * tile.base[:, None])
+
+
+def kl_rows(
+    V: Observed, fixed: Array, penalty: Prices, rule: tuple[int, int, float], share: str = "none"
+) -> tuple[Float64, Float64, Float64, Float64, float]:
+    """Kullback-Leibler's rows; (rows, neg, curvature, mass of every column, value) as there.
+
+    See :func:`dasknmf.numerics.kernels.kl_rows`.
+    """
+    columns, k = fixed.shape
+    F = _wide(fixed)
+    rows = np.zeros((V.shape[0], k))
+    neg = np.zeros((0 if share == "none" else columns, k))
+    curvature = np.zeros((columns if share == "curvature" else 0, triangle(k)))
+    mass, whole, value = np.zeros((columns, k)), np.zeros(k), 0.0
+    sums = np.sum(F, axis=0)
+    for tile in V.tiles():
+        solved = rows[tile.start : tile.stop]
+        own_sums = np.empty(solved.shape)
+        lists = tile.kernel_lists
+        loops("each").prices(tile.marks, lists, tile.base, F, sums, own_sums)
+        weight = np.where(own_sums > 0.0, own_sums + penalty[0], 0.0)
+        scaled = own(tile.value * tile.weight)
+        value += loops("kl").csr_rows(
+            own(tile.marks[:, 0].astype(np.int32)), tile.columns, scaled, F, own(weight),
+            float(penalty[1]), rule, solved, neg, curvature,
+        )  # fmt: skip
+        value += float(np.sum(own_sums * solved)) - float(np.dot(scaled, np.log(tile.weight)))
+        loops("each").masses(tile.marks, lists, own(solved), mass)
+        whole += np.sum(solved * tile.base[:, None], axis=0)
+    mass += whole
+    mass[mass <= 1e-13 * whole] = 0.0  # all that is left is rounding: nothing observed
+    return rows, neg, curvature, mass, float(value)
+
+
+def squared_residual(V: Observed, rows: Array, columns: Array) -> float:
+    """Σ m (v - w h)²; where zeros are not listed, by the Gram matrices."""
+    W, F = _wide(rows), _wide(columns)
+    total = 0.0
+    if V.complete:
+        for tile in V.tiles():
+            lists = (own(tile.marks[:, 0]), tile.columns, tile.value, tile.weight)
+            total += loops("each").squared_error(*lists, W[tile.start : tile.stop], F)
+        return float(total)
+    (terms,) = share_of(V, [columns], [rows])
+    squares = float(sum(np.sum(t.weight * t.value**2) for t in V.tiles()))
+    return max(squares - 2.0 * float(np.sum(terms.cross * F)) + terms.norm(F), 0.0)
+
+
+def squared_norms(V: Slab) -> Float64:
+    """Σ_j m_ij v_ij² of every row."""
+    if not isinstance(V, Observed):
+        return kernels.squared_norms(V)
+    found = []
+    for tile in V.tiles():
+        of = np.repeat(np.arange(tile.stop - tile.start), np.diff(tile.marks[:, 0]))
+        squares = tile.weight * np.square(tile.value)
+        found.append(np.bincount(of, squares, minlength=tile.stop - tile.start))
+    return np.concatenate(found)
+
+
+class Held(NamedTuple):
+    """Error on held-out entries, Σ m d(v | y), and their Σ m."""
+
+    error: float = 0.0
+    weight: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        """Error an entry; nan where none is held out."""
+        return self.error / self.weight if self.weight > 0.0 else float("nan")
+
+
+def held_error(V: Observed, rows: Array, columns: Array, *, squared: bool) -> Held:
+    """How well factors foresee what was held out: squared errors, or Kullback-Leibler deviances.
+
+    A deviance is infinite where the model says zero: it then counts as a millionth of the entry.
+    """
+    W, F = _wide(rows), _wide(columns)
+    error, weight = 0.0, 0.0
+    for tile in V.tiles():
+        index, v, m = tile.held
+        if not v.size:
+            continue
+        lists = (own(tile.marks[:, 2]), own(index), own(v), own(m), W[tile.start : tile.stop], F)
+        measure = loops("each").squared_error if squared else loops("each").divergence
+        error += float(measure(*lists))
+        weight += float(np.sum(m))
+    return Held(error, weight)
