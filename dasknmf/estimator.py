@@ -22,12 +22,13 @@ from dasknmf.numerics.work import SolveRows
 from dasknmf.parallel import inputs, make_executor, starts
 from dasknmf.parallel.executors import Executor
 from dasknmf.parallel.slabs import Slabs, cut
+from dasknmf.reading import Reading
 from dasknmf.storage import arrays
 
 SEEN = ("n_features_in_", "feature_names_in_")  # set before the data's values are known
 
 
-class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class NMF(Reading, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Non-negative matrix factorisation X ≈ W H, out of core and on clusters.
 
     Minimises, over W >= 0 (n_samples × k) and H >= 0 (k × n_features),

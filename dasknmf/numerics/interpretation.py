@@ -161,8 +161,8 @@ def hard_clusters(W: Array, weights: Array | None = None) -> npt.NDArray[np.int6
     ----------
     W : array of shape (m, k)
     weights : array of shape (k,), optional
-        Multiplied onto the columns first. With the row sums of H the largest entry is the
-        component that the most of the row's sum comes from, whatever the scales of W and H.
+        Multiplied onto the columns first. With the norms of the rows of H the winner is the
+        component of the largest part w_ik h_k of the row, whatever the scales of W and H.
     """
     W = np.asarray(W, dtype=np.float64)
     if weights is not None:
