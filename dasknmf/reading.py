@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import dask.array as da
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
@@ -134,6 +135,37 @@ class Reading:
             counts = executor.run(CountDocuments(tuple(words))).sums
         counts.inspection.raise_if_bad(False, type(self).__name__)
         return coherence(topics, words, counts)
+
+    def row_errors(self, X: Any, W: Any = None) -> Any:
+        """Relative error ‖x - wH‖ / ‖x‖ of each sample: where the model fails.
+
+        Parameters
+        ----------
+        X : the matrix that W belongs to
+        W : array of shape (n_samples, k), optional
+
+        Returns
+        -------
+        errors : float64 array of shape (n_samples,)
+            Lazy where X is a Dask array.
+        """
+        W = self._rows(W)
+        X = self._validated(X, reset=False)  # type: ignore[attr-defined]
+        if X.shape[0] != W.shape[0]:
+            raise DataError(
+                f"X has {X.shape[0]} rows, but W has {W.shape[0]}; expected W of the same samples. "
+                "Pass W=model.transform(X)."
+            )
+        H = self.components_
+        if not inputs.is_dask(X):
+            return interpretation.row_errors(X, np.asarray(W), H)
+        X = X.rechunk({1: -1})
+        rows = W if inputs.is_dask(W) else da.from_array(W, chunks=(X.chunks[0], -1))
+        rows = rows.rechunk((X.chunks[0], -1))
+        return da.map_blocks(
+            interpretation.row_errors, X, rows, H=H, drop_axis=1, dtype=np.float64,
+            meta=np.empty(0),
+        )  # fmt: skip
 
     def match(self, other: Any) -> Match:
         """Pair the components with those of another model, each at most once, by their cosines.

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from dasknmf.numerics.errors import DataError, ParameterError
-from dasknmf.numerics.kernels import Array, Float64
+from dasknmf.numerics.kernels import Array, Float64, Slab, is_sparse, matmul, squared_norms, tiles
 
 NORMS = ("l2", "l1", "max")
 NO_CLUSTER = -1
@@ -211,6 +211,26 @@ def explained_variance(residual: float, squares: float) -> float:
     nan where V is zero. Of a least-squares fit: 1 - relative_error².
     """
     return 1.0 - residual / squares if squares > 0 else float("nan")
+
+
+def row_errors(V: Slab, W: Array, H: Array) -> Float64:
+    """Relative error ‖v - wH‖ / ‖v‖ of every row of a slab (dense or CSR), in float64.
+
+    W H is formed one tile at a time, and not at all for CSR (where errors below 1e-7 are lost in
+    rounding). 0 for zero rows with zero w, inf for zero rows with another.
+    """
+    W, H = np.asarray(W, dtype=np.float64), np.asarray(H, dtype=np.float64)
+    size = squared_norms(V)
+    if is_sparse(V):
+        cross = matmul(V, H.T)
+        left = size - 2.0 * np.sum(cross * W, axis=1) + np.sum((W @ (H @ H.T)) * W, axis=1)
+    else:
+        left = np.empty(len(V))
+        for start, stop in tiles(V.shape, 8):
+            left[start:stop] = np.square(V[start:stop] - W[start:stop] @ H).sum(axis=1)
+    left = np.maximum(left, 0.0)
+    ratio = np.divide(left, size, out=np.where(left > 0, np.inf, 0.0), where=size > 0)
+    return np.asarray(np.sqrt(ratio), dtype=np.float64)
 
 
 def _positive(n: int) -> int:
