@@ -241,7 +241,7 @@ class Reading:
         StoreError
             The path exists; nothing was written.
         """
-        from dasknmf.report import report_fit  # a leaf: opened when asked for, needs matplotlib
+        from dasknmf.report_fit import report_fit  # a leaf, opened when asked for
 
         check_is_fitted(self)
         return report_fit(self, path, self._labels(X), overwrite=overwrite)

@@ -169,7 +169,7 @@ def plot_top_features(
     ):
         here = np.arange(len(top))
         ax.barh(here, row[top], color=BLUE, height=0.75)
-        shown = top if names is None else [names[j] for j in top]
+        shown: Sequence[Any] = top.tolist() if names is None else [names[j] for j in top]
         ax.set_yticks(here, short_names(shown), fontsize=8)
         ax.set_ylim(n - 0.4, -0.6)
         ax.set_xlim(left=0)

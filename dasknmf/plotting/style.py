@@ -38,17 +38,16 @@ def panels(
             raise ValueError(f"{len(given)} axes for {k} components; pass {k} axes, or none.")
         return given[:k]
     columns = columns or columns_of(k)
-    rows = -(-k // columns)
-    _, grid = plt.subplots(
-        rows,
-        columns,
-        squeeze=False,
-        layout="constrained",
-        figsize=(size[0] * columns, size[1] * rows),
-    )
-    for ax in grid.ravel()[k:]:
+    width, height = size[0] * columns, size[1] * -(-k // columns)
+    return grid(plt.figure(layout="constrained", figsize=(width, height)), k, columns)
+
+
+def grid(figure: Any, k: int, columns: int) -> list[Any]:
+    """Give k axes of a figure, row by row, in a grid whose surplus is hidden."""
+    axes = figure.subplots(-(-k // columns), columns, squeeze=False)
+    for ax in axes.ravel()[k:]:
         ax.set_visible(False)
-    return list(grid.ravel()[:k])
+    return list(axes.ravel()[:k])
 
 
 def colour_bar(image: Any, label: str) -> None:
