@@ -225,7 +225,14 @@ class Reading:
         """
         return exports.into_anndata(self, self._rows(W), adata, key)
 
-    def report(self, path: str | Path, X: Any = None, *, overwrite: bool = False) -> Path:
+    def report(
+        self,
+        path: str | Path,
+        X: Any = None,
+        *,
+        shape: tuple[int, int] | None = None,
+        overwrite: bool = False,
+    ) -> Path:
         """Write one self-contained HTML file about the fit (see :mod:`dasknmf.report`).
 
         Parameters
@@ -233,6 +240,8 @@ class Reading:
         path : str or path
         X : the fitted data, optional
             Not read; brings names, as in :meth:`to_xarray`.
+        shape : (rows, columns), optional
+            Of the image whose pixels the samples are: maps of the components are drawn, too.
         overwrite : bool
             Replace what is there.
 
@@ -244,7 +253,7 @@ class Reading:
         from dasknmf.report_fit import report_fit  # a leaf, opened when asked for
 
         check_is_fitted(self)
-        return report_fit(self, path, self._labels(X), overwrite=overwrite)
+        return report_fit(self, path, self._labels(X), shape=shape, overwrite=overwrite)
 
     def _rows(self, W: Any) -> Any:
         """W as numpy or Dask, one column a component."""

@@ -212,7 +212,7 @@ def write_report(
 
 def render(title: str, sections: Sequence[Section]) -> str:
     """Give the HTML of a report."""
-    when = datetime.now(UTC).isoformat(timespec="minutes").replace("+00:00", " UTC")
+    when = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     links = "".join(f'<a href="#s{i}">{escape(s.title)}</a>' for i, s in enumerate(sections))
     body = "\n".join(
         f'<section id="s{i}"><h2>{escape(s.title)}</h2>\n'

@@ -24,20 +24,25 @@ TOP = 10
 
 
 def report_fit(
-    model: Any, path: str | Path, labels: Labels | None = None, *, overwrite: bool = False
+    model: Any,
+    path: str | Path,
+    labels: Labels | None = None,
+    *,
+    shape: tuple[int, int] | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write the report of a fitted model (see :meth:`dasknmf.NMF.report`)."""
     labels = Labels() if labels is None else labels
     k, n = model.components_.shape
     title = f"{type(model).__name__} of {k} components, {model._n_samples} × {n}"
-    return write_report(path, title, sections_of(model, labels), overwrite=overwrite)
+    return write_report(path, title, sections_of(model, labels, shape), overwrite=overwrite)
 
 
-def sections_of(model: Any, labels: Labels) -> list[Section]:
+def sections_of(model: Any, labels: Labels, shape: tuple[int, int] | None = None) -> list[Section]:
     """Everything that a report tells of a fitted model."""
     return [
         Section("Result", _result(model)),
-        Section("Components", _components(model, labels)),
+        Section("Components", [*_components(model, labels), *_maps(model, shape)]),
         Section("How the fit went", _course(model)),
         Section("How to repeat it", _repeat(model)),
         environment(),
@@ -51,7 +56,7 @@ def _result(model: Any) -> list[Block]:
     facts: dict[str, Any] = {
         "data": f"{model._n_samples} samples × {n} features",
         "components": k,
-        "loss": f"{model.beta_loss}: {history['loss'][-1]:.6g}",
+        f"loss ({model.beta_loss})": f"{history['loss'][-1]:.6g}",
     }
     if np.isfinite(error):
         facts["relative error ‖X − WH‖ / ‖X‖"] = error
@@ -69,12 +74,18 @@ def _result(model: Any) -> list[Block]:
     return [Text(about), Table.of_pairs(facts)]
 
 
+def _by_weight(model: Any) -> tuple[Array, Array]:
+    """Weights of the components (without W: norms of H), and the components, heaviest first."""
+    weight = interpretation.row_norms(model.components_)
+    if hasattr(model, "W_"):
+        weight = weight * column_norms(model.W_, "l2")
+    return weight, np.argsort(-weight, kind="stable")
+
+
 def _components(model: Any, labels: Labels) -> list[Block]:
     H, W = model.components_, getattr(model, "W_", None)
-    norms = interpretation.row_norms(H)
+    weight, order = _by_weight(model)
     names = None if labels.features is None else [str(name) for name in labels.features]
-    weight = norms if W is None else norms * column_norms(W, "l2")
-    order = np.argsort(-weight, kind="stable")
     sparse = model.sparseness()
     columns: dict[str, Any] = {"component": order}
     if W is not None:
@@ -115,6 +126,21 @@ def _pictures(H: Array, order: Array, names: Sequence[str] | None, label: str) -
     return [Picture(figure, about)]
 
 
+def _maps(model: Any, shape: tuple[int, int] | None) -> list[Block]:
+    """Where the components are, for samples that are the pixels of an image."""
+    if shape is None:
+        return []
+    W, order = np.asarray(model.separated().W[:, :MOST]), _by_weight(model)[1]
+    k = W.shape[1]
+    columns = columns_of(k)
+    size = (2.0 * columns, 2.15 * -(-k // columns) * min(2.0, shape[0] / shape[1]))
+    figure = Figure(figsize=size, layout="constrained")
+    titles = [f"component {i}" for i in order[:k]]
+    plotting.plot_maps(W, shape, titles, grid(figure, k, columns))
+    about = "Amounts of the components (columns of W) in the image, each from 0 (dark) up."
+    return [Picture(figure, about, vector=False)]
+
+
 def _course(model: Any) -> list[Block]:
     history = model.history_
     figure = Figure(figsize=(10, 3), layout="constrained")
@@ -122,7 +148,11 @@ def _course(model: Any) -> list[Block]:
     plotting.plot_loss(history, ax=axes[0])
     plotting.plot_loss(history, ax=axes[1], x="seconds")
     return [
-        Picture(figure, "Error after each pass, by reads of the data and by time."),
+        Picture(
+            figure,
+            "Error after each pass, by reads of the data and by time. What is left of the first "
+            "point went into the start.",
+        ),
         Table.of_columns(history, "Every pass.", folded=True),
     ]
 
