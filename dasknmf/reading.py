@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dask.array as da
@@ -38,17 +39,23 @@ class Reading:
     components_: Array
     history_: dict[str, Array]
 
-    def top_features(self, n: int = 10) -> list[list[Any]]:
+    def top_features(self, n: int = 10, names: Sequence[Any] | None = None) -> list[list[Any]]:
         """Features of the largest weights of every component, descending.
+
+        Parameters
+        ----------
+        n : int
+        names : sequence of n_features names, optional
+            By default ``feature_names_in_``, or positions where there are none.
 
         Returns
         -------
         names : list of k lists
-            From ``feature_names_in_``, or positions where there are no names. Features of weight 0
-            are left out.
+            Features of weight 0 are left out.
         """
         check_is_fitted(self)
-        return interpretation.top_features(self.components_, n, self._feature_names())
+        names = getattr(self, "feature_names_in_", None) if names is None else names
+        return interpretation.top_features(self.components_, n, names)
 
     def separated(self, W: Any = None, norm: str = "l2") -> Separated:
         """Scale apart from shape: (W, d, H) with W diag(d) H the model, heaviest component first.
@@ -230,6 +237,7 @@ class Reading:
         path: str | Path,
         X: Any = None,
         *,
+        names: Sequence[Any] | None = None,
         shape: tuple[int, int] | None = None,
         overwrite: bool = False,
     ) -> Path:
@@ -240,6 +248,8 @@ class Reading:
         path : str or path
         X : the fitted data, optional
             Not read; brings names, as in :meth:`to_xarray`.
+        names : sequence of n_features names, optional
+            Of the features, where X does not tell them.
         shape : (rows, columns), optional
             Of the image whose pixels the samples are: maps of the components are drawn, too.
         overwrite : bool
@@ -253,7 +263,8 @@ class Reading:
         from dasknmf.report_fit import report_fit  # a leaf, opened when asked for
 
         check_is_fitted(self)
-        return report_fit(self, path, self._labels(X), shape=shape, overwrite=overwrite)
+        labels = self._labels(X, names)
+        return report_fit(self, path, labels, shape=shape, overwrite=overwrite)
 
     def _rows(self, W: Any) -> Any:
         """W as numpy or Dask, one column a component."""
@@ -274,18 +285,16 @@ class Reading:
             )
         return W
 
-    def _feature_names(self) -> Any:
-        return getattr(self, "feature_names_in_", None)
-
-    def _labels(self, X: Any) -> Labels:
-        """Names from X where it is given, else those that the fit has kept."""
+    def _labels(self, X: Any, names: Sequence[Any] | None = None) -> Labels:
+        """Names as given, else from X where it is given, else those that the fit has kept."""
         found = getattr(self, "_names", Labels()) if X is None else inputs.labels_of(X)
+        if names is not None or found.features is None:
+            kept = getattr(self, "feature_names_in_", None)
+            found = found._replace(features=kept if names is None else names)
         n = self.components_.shape[1]
         if found.features is not None and len(found.features) != n:
             raise DataError(
-                f"X has {len(found.features)} features, but the model was fitted with {n}; "
-                "expected the fitted data, for its names."
+                f"there are names of {len(found.features)} features, but the model was fitted with "
+                f"{n}; expected the fitted data, or one name for each feature."
             )
-        return (
-            found if found.features is not None else found._replace(features=self._feature_names())
-        )
+        return found

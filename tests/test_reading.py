@@ -1,5 +1,7 @@
 """Reading a model: each number against a slow twin, a closed form or an outside table."""
 
+import itertools
+
 import dask.array as da
 import naive_reading as naive
 import numpy as np
@@ -143,7 +145,7 @@ def test_coherence_equals_its_twin_however_the_documents_are_cut(rng):
         edges = [0, 1, 17, 40]
         parts = [
             count(make(dense[a:b]), None, Place(i, a, b))[1]
-            for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False))
+            for i, (a, b) in enumerate(itertools.pairwise(edges))
         ]
         found = coherence.coherence(topics, words, add(parts))
         np.testing.assert_allclose(found[:2], expected)
@@ -400,6 +402,8 @@ def test_names_come_from_data_frames(fitted):
     X = pd.DataFrame(fitted[1], columns=[f"gene {j}" for j in range(12)])
     model = NMF(3, random_state=0).fit(X)
     positions = interpretation.top_features(model.components_, 4)
+    other = [f"G{j}" for j in range(12)]
+    assert model.top_features(4, other) == [[f"G{j}" for j in row] for row in positions]
     assert model.top_features(4) == [[f"gene {j}" for j in row] for row in positions]
 
 
@@ -429,7 +433,7 @@ def test_xarray_brings_its_dimensions_and_coordinates(fitted):
     assert model.to_xarray(odd)["components"].dims == ("component", "feature")
     bare = NMF(3, random_state=0).fit(values)
     assert "W" not in bare.to_xarray(pd.DataFrame(values))
-    with pytest.raises(DataError, match="X has 11 features, but the model was fitted with 12"):
+    with pytest.raises(DataError, match="names of 11 features, but the model was fitted with 12"):
         model.to_xarray(pd.DataFrame(values[:, 1:]))
 
 
