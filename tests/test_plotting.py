@@ -93,7 +93,7 @@ def test_ticks_are_plain_numbers(values):
     assert [f"{float(label):g}" for label in labels] == labels
 
 
-@pytest.mark.parametrize("k", range(1, 18))
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 7, 10, 17])
 def test_components_and_maps_get_a_panel_each(rng, k):
     H, W = rng.random((k, 6)), rng.random((12, k))
     panels = plotting.plot_components(H, np.arange(10, 16), label="band")
@@ -255,6 +255,7 @@ def test_ranks_have_a_panel_for_every_known_column_and_the_chosen_one_marked(kin
     np.testing.assert_array_equal(axes[1].lines[0].get_xydata(), [[3, 0.9], [4, 0.8]])
     for ax in axes:
         assert list(ax.lines[1].get_xdata()) == [3, 3]
+        assert list(ax.lines[2].get_xdata()) == [3]
         assert ax.get_xlabel() == "rank (chosen: 3)"
         drawn(ax)
     assert len(plotting.plot_ranks(table)[0].lines) == 1

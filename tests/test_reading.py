@@ -262,10 +262,13 @@ def test_components_of_restarts_are_matched(noisy):
     assert (found.silhouette > 0.9).all()
 
 
-def test_agreement_does_not_depend_on_the_order_of_restarts(noisy):
-    H = noisy[0]
-    one, other = restarts.agreement(H), restarts.agreement(H[::-1])
-    np.testing.assert_allclose(sorted(one.stability), sorted(other.stability))
+def test_agreement_does_not_depend_on_the_order_of_restarts(rng):
+    for H in rng.random((5, 6, 4, 7)):  # restarts that agree on nothing
+        expected = restarts.agreement(H)
+        for order in (np.arange(6)[::-1], rng.permutation(6)):
+            found = restarts.agreement(H[order])
+            np.testing.assert_allclose(found.stability, expected.stability)
+            np.testing.assert_array_equal(found.order, expected.order[order])
 
 
 def test_agreement_of_identical_unlike_and_degenerate_restarts(rng):

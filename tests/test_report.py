@@ -32,7 +32,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.text, self.sources, self.rows = [], [], [], []
-        self.tags, self.classes = set(), []
+        self.tags, self.classes, self.captions = set(), [], []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -43,6 +43,8 @@ class Page(HTMLParser):
             assert not name.startswith("on"), name
             if name in ("src", "href"):
                 self.sources.append(value)
+            if name == "alt":
+                self.captions.append(value)
             if name == "class":
                 self.classes.append((tag, value))
         if tag not in VOID:
@@ -190,15 +192,18 @@ def test_nothing_is_replaced_unasked_and_nothing_is_left_half_written(fitted, tm
 
 def test_others_write_reports_of_the_same_blocks(figure, tmp_path):
     table = Table.of_columns(
-        {"rank": [2, 3], "loss": [12.3456789, np.nan], "rule": ["a", None]}, NASTY, chosen=1
+        {NASTY: ["2" + NASTY, 3], "loss": [12.3456789, np.nan], "rule": ["a", None]},
+        NASTY,
+        chosen=1,
     )
     sections = [
         Section(NASTY, [table, Picture(figure, NASTY)]),
         Section("More", [Text(NASTY), Code(NASTY), Table(["a", "b"], [])]),
     ]
     page = read(report.write_report(tmp_path / "study.html", NASTY, sections))
-    assert page.rows[0] == ["rank", "loss", "rule"]
-    assert page.rows[1:3] == [["2", "12.346", "a"], ["3", "–", "–"]]
+    assert page.rows[0] == [NASTY, "loss", "rule"]
+    assert page.rows[1:3] == [["2" + NASTY, "12.346", "a"], ["3", "–", "–"]]
+    assert page.captions == [NASTY]
     assert ("tr", "chosen") in page.classes
     assert len(re.findall(re.escape(NASTY), "".join(page.text))) >= 6
     assert [kind for kind, _ in pictures(page)] == ["svg+xml"]

@@ -49,7 +49,9 @@ def plot_loss(
         ax.set_yscale("log")
     if len(values) > 2 and values[0] > OFF_SCALE * values[1]:
         scale_to(ax, bounds[1:])
-        where = f"{at[0]:.3g} s" if x == "seconds" else f"{x.removesuffix('s')} {at[0]:g}"
+        where = (
+            f"{at[0]:.3g} s" if x == "seconds" else f"{x.removesuffix('reads') or 'read'} {at[0]:g}"
+        )
         ax.annotate(
             f"{where}: {values[0]:.3g}, off the scale",
             (at[1], 1), xycoords=("data", "axes fraction"),
