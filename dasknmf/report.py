@@ -38,6 +38,7 @@ table { border-collapse: collapse; margin: .8rem 0; font-size: .92rem; }
 caption { caption-side: top; text-align: left; padding-bottom: .3rem; }
 th, td { padding: .22rem .8rem .22rem 0; text-align: left; vertical-align: top;
   overflow-wrap: anywhere; }
+thead ~ tbody td:last-child:not(.number) { min-width: 15rem; }
 thead th { border-bottom: 2px solid #888; overflow-wrap: normal; }
 tbody tr + tr > * { border-top: 1px solid #e4e4e4; }
 tbody th { font-weight: 600; white-space: nowrap; }
