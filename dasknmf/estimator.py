@@ -7,14 +7,11 @@ from contextlib import ExitStack
 from typing import Any, Self
 
 import numpy as np
-import scipy.sparse as sp
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted
 
 from dasknmf import parameters, passes, progress, results, resuming
 from dasknmf.history import Callback
-from dasknmf.numerics.errors import DataError
 from dasknmf.numerics.losses import Loss
 from dasknmf.numerics.penalties import make_penalties
 from dasknmf.numerics.solvers import Solver
@@ -22,6 +19,7 @@ from dasknmf.numerics.stopping import RelativeChange
 from dasknmf.parallel import inputs, make_executor, starts
 from dasknmf.parallel.observing import observed
 from dasknmf.parallel.slabs import cut
+from dasknmf.reading import Reading
 from dasknmf.settings import Result, Settings
 from dasknmf.storage import arrays
 from dasknmf.validation import validated
@@ -29,7 +27,7 @@ from dasknmf.validation import validated
 SEEN = ("n_features_in_", "feature_names_in_")  # set before the data's values are known
 
 
-class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class NMF(Reading, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Non-negative matrix factorisation X ≈ W H, out of core and on clusters.
 
     Minimises, over W >= 0 (n_samples × k) and H >= 0 (k × n_features),
@@ -356,22 +354,6 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             return results.lazy_rows(slabs, work, X, type(self).__name__)
         with make_executor(slabs, client) as executor:
             return np.concatenate(results.solve_rows(executor, work, type(self).__name__))
-
-    def inverse_transform(self, X: Any) -> Any:
-        """Give the approximation W H of the data for W = ``X``, (n_samples, n_features).
-
-        Lazy where ``X`` is a Dask array.
-        """
-        check_is_fitted(self)
-        if not inputs.is_dask(X):
-            X = X if sp.issparse(X) else check_array(X, dtype=[np.float64, np.float32])
-        if X.ndim != 2 or X.shape[1] != self.n_components_:
-            raise DataError(
-                f"W has {X.shape[-1] if X.ndim else 0} columns (shape {X.shape}), but "
-                f"{type(self).__name__} has {self.n_components_} components. Pass what transform() "
-                "or fit_transform() gave."
-            )
-        return X @ self.components_
 
     def save(self, store: Any, *, W: Any = None, overwrite: bool = False) -> None:
         """Write the model to one Zarr v3 group, which ``xarray.open_zarr`` opens.

@@ -22,9 +22,19 @@ LAYERS = [
         "signals",
         "state",
     },
-    {"estimator", "parameters", "results", "resuming", "progress", "validation"},
-    {"cli", "cli_cluster", "cli_plan", "cli_run", "plotting", "__init__"},
+    {
+        "estimator",
+        "parameters",
+        "results",
+        "resuming",
+        "progress",
+        "validation",
+        "reading",
+        "exports",
+    },
+    {"cli", "cli_cluster", "cli_plan", "cli_run", "plotting", "report", "report_fit", "__init__"},
 ]
+OPENED = {("reading", "report_fit")}  # by a method, when it is called: never by loading the package
 ALLOWED_BELOW = {"numpy", "scipy", "numba", "dasknmf"}  # layer 0, beside the standard library
 
 
@@ -65,9 +75,10 @@ def test_imports_go_downwards_only():
             if not known:
                 continue  # a name that __init__ gives out
             checked += 1
-            assert level(target) <= level(parts), f"{path} imports {name}"
             leaf = level(target) == len(LAYERS) - 1
-            assert not leaf or parts[0] == "cli", f"{path} imports the leaf {name}"
+            assert leaf or level(target) <= level(parts), f"{path} imports {name}"
+            allowed = level(parts) == len(LAYERS) - 1 or (parts[0], target[0]) in OPENED
+            assert not leaf or allowed, f"{path} imports the leaf {name}"
     assert checked > 50
 
 

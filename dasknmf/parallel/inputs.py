@@ -6,7 +6,7 @@ What can be refused from shape, dtype and type alone is refused here, before any
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask.array as da
 import numpy as np
@@ -133,3 +133,26 @@ def checked_dask(X: da.Array) -> da.Array:
             "X.map_blocks(scipy.sparse.csr_array) or X.map_blocks(numpy.asarray)."
         )
     return X
+
+
+class Labels(NamedTuple):
+    """``dims``: names of the two axes. ``samples``, ``features``: an index of pandas, or None."""
+
+    dims: tuple[str, str] = ("sample", "feature")
+    samples: Any = None
+    features: Any = None
+
+
+def labels_of(X: Any) -> Labels:
+    """Names in an xarray.DataArray, an AnnData or a data frame; others have none. Nothing is read.
+
+    An index may have levels, as that of stacked dimensions (the pixels of an image) has.
+    """
+    if _is(X, "xarray", "DataArray") and X.ndim == 2:
+        rows, columns = (str(dim) for dim in X.dims)
+        return Labels((rows, columns), X.indexes.get(rows), X.indexes.get(columns))
+    if _is(X, "anndata", "AnnData"):
+        return Labels(samples=X.obs_names, features=X.var_names)
+    if _is(X, "pandas", "DataFrame"):
+        return Labels(samples=X.index, features=X.columns)
+    return Labels()
