@@ -201,7 +201,7 @@ def test_some_of_the_kills_cost_a_retry():
     ],
 )
 def test_a_frozen_worker_is_given_up_by_the_scheduler(kind, seed, undisturbed_bits, monkeypatch):
-    """The wait lasts until the scheduler's ``worker-ttl`` has passed, though the watchdog's is less."""
+    """The wait lasts until ``worker-ttl`` has passed, though the watchdog allows less."""
     expected, length = undisturbed_bits(kind)
     ttl = {"distributed.scheduler.worker-ttl": "1s", "dasknmf.watchdog": "2s"}
     with workers(**ttl) as cluster, Client(cluster) as client:
