@@ -28,6 +28,7 @@ from dasknmf.parallel import make_executor
 from dasknmf.parallel.cluster import RETRIES, ClusterExecutor, Held
 from dasknmf.parallel.executors import Carried
 from dasknmf.parallel.slabs import cut
+from dasknmf.parallel.watchdog import _Patience
 
 pytestmark = [pytest.mark.usefixtures("many_slabs"), pytest.mark.timeout(60)]
 
@@ -274,6 +275,40 @@ def test_a_task_that_never_ends_is_named_with_its_worker(tmp_path, stored, watch
         finally:
             flag.touch()
     assert "dasknmf.watchdog" in str(caught.value)
+
+
+def look(tasks=("a",), silent=0.0, ttl=None, around=0):
+    workers = [{"address": "w", "state": "running", "silent": silent}]
+    return {"tasks": tasks, "around": around, "workers": workers, "silence": 5.0, "ttl": ttl}
+
+
+def patience(monkeypatch, *looks, limit=10.0):
+    """After how many seconds a wait ends that sees these looks, one a second."""
+    now = [100.0]
+    monkeypatch.setattr("dasknmf.parallel.watchdog.time.monotonic", lambda: now[0])
+    waiting = _Patience(limit)
+    for second, seen in enumerate(looks):
+        now[0] = 100.0 + second
+        if not waiting.note(seen):
+            return second
+    return None
+
+
+def test_a_wait_lasts_while_something_moves_and_no_longer(monkeypatch):
+    still, moving = [look()] * 200, [look((i,)) for i in range(200)]
+    assert patience(monkeypatch, *moving) is None
+    assert patience(monkeypatch, *still) == 11
+    assert patience(monkeypatch, *moving[:50], *still) == 50 + 11
+    assert patience(monkeypatch, *[None] * 200) == 11  # the scheduler does not answer
+    around = [look(around=i) for i in range(200)]  # workers come and go, and nothing is done
+    assert patience(monkeypatch, *around) == 101
+
+
+def test_a_wait_leaves_a_silent_worker_to_the_scheduler(monkeypatch):
+    silent = [look(silent=float(i), ttl=20.0) for i in range(200)]
+    assert patience(monkeypatch, *silent) == 2 * 20 + 10 // 2 + 1
+    alive = [look(silent=0.5, ttl=20.0)] * 200
+    assert patience(monkeypatch, *alive) == 11
 
 
 # the command line's connections

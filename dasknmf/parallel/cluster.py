@@ -130,7 +130,8 @@ class ClusterExecutor(Executor):
         self._failures += 1
         if self._failures > RETRIES:
             raise ClusterError(
-                f"{what} lost work or data {self._failures} times in a row; last: {error!r}. "
+                f"{what} lost work or data {self._failures} times in a row; last: "
+                f"{type(error).__name__}: {error}. "
                 "Check the workers' logs: a slab that does not fit in a worker's memory ends like "
                 "this; use smaller chunks or more memory.\n" + self.watchdog.workers_now()
             ) from error

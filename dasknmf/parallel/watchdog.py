@@ -147,7 +147,8 @@ class _Patience:
         elif look["around"] != before["around"]:
             self.moved = now
         allowed = self.limit
-        if look["ttl"] and any(w["silent"] > look["silence"] for w in look["workers"]):
+        quiet = min(look["silence"], self.limit / 2)  # a short limit ends before silence is sure
+        if look["ttl"] and any(w["silent"] > quiet for w in look["workers"]):
             allowed = max(allowed, 2 * look["ttl"] + self.limit / 2)
         return now - self.moved <= allowed and now - self.tasks_moved <= max(
             LONGEST * self.limit, allowed

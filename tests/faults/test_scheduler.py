@@ -10,6 +10,8 @@ import sys
 import time
 from contextlib import ExitStack
 
+import cloudpickle
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from distributed import Client
 
 from dasknmf import NMF, ClusterError
 
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the worker can't import it
 pytestmark = [pytest.mark.usefixtures("many_slabs"), pytest.mark.timeout(90)]
 
 
@@ -91,8 +94,6 @@ def test_a_killed_scheduler_is_a_prompt_error(processes, moment):
 
 @pytest.mark.faults
 def test_a_scheduler_that_does_not_answer_is_an_error(processes):
-    import dask
-
     with dask.config.set({"dasknmf.watchdog": "4s", "distributed.comm.timeouts.tcp": "60s"}):
         try:
             message, waited = failed_fit(*processes, at_pass=2, number=signal.SIGSTOP)
