@@ -98,7 +98,7 @@ class Proxy:
         for name, value in headers:
             if name.lower() not in ("transfer-encoding", "connection", "content-length"):
                 request.send_header(name, value)
-        length = dict((n.lower(), v) for n, v in headers).get("content-length")
+        length = {n.lower(): v for n, v in headers}.get("content-length")
         head = request.command == "HEAD" and length
         request.send_header("Content-Length", length if head else str(len(data)))
         request.end_headers()

@@ -35,6 +35,8 @@ def contend(root, gate, told, over):
         run = Run.start(PosixObjects(str(root)), PROBLEM, heartbeat=0)
     except RunBusyError:
         os.write(told, b"refused ")
+    except Exception as error:
+        os.write(told, f"{type(error).__name__}:{error} ".replace(" ", "_").encode() + b" ")
     else:
         save(run, run.newest.meta["state"] + 1 if run.newest else 1)
         os.write(told, b"won ")
