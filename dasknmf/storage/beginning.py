@@ -81,7 +81,11 @@ def _differences(name: str, stored: Any, given: Any) -> Iterator[str]:
 def entered(objects: Objects, takeover: bool) -> epochs.Token:
     """Create the next epoch: of several starts at once, one wins each number."""
     for _ in range(TRIES):
-        token = epochs.own(epochs.newest(objects) + 1)
+        # The very epoch that is followed must be dead: another may have come since it was asked.
+        newest = epochs.newest(objects)
+        if newest and not takeover:
+            epochs.refuse_living(objects, newest)
+        token = epochs.own(newest + 1)
         epochs.OPEN.add(token.id)  # before anyone can see it
         try:
             won = objects.create(epochs.key(token.number), token.encoded())
@@ -91,8 +95,6 @@ def entered(objects: Objects, takeover: bool) -> epochs.Token:
         if won:
             return token
         epochs.OPEN.discard(token.id)
-        if not takeover:
-            epochs.refuse_living(objects, epochs.newest(objects))
         time.sleep(PAUSE)
     raise StoreError(
         f"{objects.url}: {TRIES} other starts were faster, or its listings are out of date. Look "

@@ -33,13 +33,13 @@ def contend(root, gate, told, over):
     os.read(gate, 1)
     try:
         run = Run.start(PosixObjects(str(root)), PROBLEM, heartbeat=0)
-    except RunBusyError:
-        os.write(told, b"refused ")
-    except Exception as error:
-        os.write(told, f"{type(error).__name__}:{error} ".replace(" ", "_").encode() + b" ")
-    else:
         save(run, run.newest.meta["state"] + 1 if run.newest else 1)
-        os.write(told, b"won ")
+        result = "won"
+    except RunBusyError:
+        result = "refused"
+    except BaseException as error:  # told, so that nobody waits for it
+        result = repr(error).replace(" ", "_")
+    os.write(told, f"{result} ".encode())
     os.read(over, 1)
     return 0
 
