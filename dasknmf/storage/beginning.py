@@ -22,6 +22,8 @@ def existing(objects: Objects, given: dict[str, Any], resume: str) -> str | None
         about = read_about(objects)
     except MissingError:
         others = [name for name in objects.names() if not name.startswith("probe-")]
+        if "run.json" in others:  # another start has just created it
+            return existing(objects, given, resume)
         if others:
             raise StoreError(
                 f"{objects.url} holds {', '.join(others[:5])!r:.300} and is no run (there is no "
