@@ -160,7 +160,7 @@ class CloudObjects(Objects):
 
 
 def _folder(prefix: str) -> str | None:
-    return f"{checked(prefix)}/" if prefix else None
+    return None if prefix == "" else f"{checked(prefix)}/"
 
 
 def _obstore(url: str) -> Any:
