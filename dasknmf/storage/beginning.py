@@ -22,6 +22,8 @@ def existing(objects: Objects, given: dict[str, Any], resume: str) -> str | None
         about = read_about(objects)
     except MissingError:
         others = [name for name in objects.names() if not name.startswith("probe-")]
+        if "run.json" in others:  # another start has just created it
+            return existing(objects, given, resume)
         if others:
             raise StoreError(
                 f"{objects.url} holds {', '.join(others[:5])!r:.300} and is no run (there is no "
@@ -81,7 +83,11 @@ def _differences(name: str, stored: Any, given: Any) -> Iterator[str]:
 def entered(objects: Objects, takeover: bool) -> epochs.Token:
     """Create the next epoch: of several starts at once, one wins each number."""
     for _ in range(TRIES):
-        token = epochs.own(epochs.newest(objects) + 1)
+        # The very epoch that is followed must be dead: another may have come since it was asked.
+        newest = epochs.newest(objects)
+        if newest and not takeover:
+            epochs.refuse_living(objects, newest)
+        token = epochs.own(newest + 1)
         epochs.OPEN.add(token.id)  # before anyone can see it
         try:
             won = objects.create(epochs.key(token.number), token.encoded())
@@ -91,8 +97,6 @@ def entered(objects: Objects, takeover: bool) -> epochs.Token:
         if won:
             return token
         epochs.OPEN.discard(token.id)
-        if not takeover:
-            epochs.refuse_living(objects, epochs.newest(objects))
         time.sleep(PAUSE)
     raise StoreError(
         f"{objects.url}: {TRIES} other starts were faster, or its listings are out of date. Look "

@@ -46,7 +46,7 @@ class CloudObjects(Objects):
         with self._told(key, "creating"):
             try:
                 _obstore(self.url).put(self._store, checked(key), body, mode="create")
-            except NotSupportedError as error:
+            except (NotSupportedError, NotImplementedError) as error:
                 raise StoreError(f"{self.url} refuses conditional writes. {CONDITIONS}.") from error
             except (BaseError, OSError):
                 # Either another was first, or the reply was lost, or nothing was written.
@@ -151,15 +151,16 @@ class CloudObjects(Objects):
             raise
         except FileNotFoundError as error:
             raise MissingError(f"{place} is not there.") from error
-        except (BaseError, OSError, ValueError) as error:
+        except (BaseError, OSError, ValueError, NotImplementedError) as error:
+            said = str(error).partition("\n")[0]  # what follows is for obstore's developers
             raise StoreError(
-                f"{doing} {place} failed: {error!s:.500}. Look at the URL, the credentials and the "
+                f"{doing} {place} failed: {said:.500}. Look at the URL, the credentials and the "
                 "network, then start again. Nothing that was committed before is lost."
             ) from error
 
 
 def _folder(prefix: str) -> str | None:
-    return f"{checked(prefix)}/" if prefix else None
+    return None if prefix == "" else f"{checked(prefix)}/"
 
 
 def _obstore(url: str) -> Any:

@@ -96,12 +96,12 @@ class PosixObjects(Objects):
 
     def list(self, prefix: str = "") -> builtins.list[str]:
         found: builtins.list[str] = []
-        with _told(self._path(prefix), "listing"):
+        with _told(self._folder(prefix), "listing"):
             self._walk(prefix, found)
         return sorted(found)
 
     def names(self, prefix: str = "") -> builtins.list[str]:
-        path = self._path(prefix)
+        path = self._folder(prefix)
         with _told(path, "listing"), suppress(FileNotFoundError):
             entries = self.steps.listdir(path)
             return [name for name, _ in entries if not name.startswith(TEMPORARY)]
@@ -117,12 +117,12 @@ class PosixObjects(Objects):
                     self._sync(os.path.dirname(path))
 
     def clear(self, prefix: str) -> None:
-        path = self._path(checked(prefix))
+        path = self._path(prefix)
         with _told(path, "removing"):
             self._remove(path)
 
     def sweep(self, prefix: str, age: float) -> None:
-        path = self._path(prefix)
+        path = self._folder(prefix)
         with _told(path, "cleaning"), suppress(FileNotFoundError):
             left = [name for name, _ in self.steps.listdir(path) if name.startswith(TEMPORARY)]
             now = self.now() if left and age > 0 else 0.0
@@ -152,7 +152,10 @@ class PosixObjects(Objects):
         """Nothing to ask: link() either is exclusive or fails."""
 
     def _path(self, key: str) -> str:
-        return os.path.join(self.root, *checked(key).split("/")) if key else self.root
+        return os.path.join(self.root, *checked(key).split("/"))
+
+    def _folder(self, prefix: str) -> str:
+        return self.root if prefix == "" else self._path(prefix)
 
     def _written(self, path: str, data: Buffer) -> str:
         """Write a synced temporary file beside ``path``, and give its name."""
@@ -248,7 +251,7 @@ class PosixObjects(Objects):
 
     def _walk(self, prefix: str, found: builtins.list[str]) -> None:
         try:
-            entries = self.steps.listdir(self._path(prefix))
+            entries = self.steps.listdir(self._folder(prefix))
         except (FileNotFoundError, NotADirectoryError):
             return  # removed meanwhile
         for name, folder in entries:

@@ -50,7 +50,7 @@ def filled(place, size):
         explained(error)
         return 0
     with run:
-        for state in range(1, 60):
+        for state in range(1, 300):
             try:
                 save(run, state, size=state * 1024)
                 acknowledged = state
@@ -71,7 +71,7 @@ def fill(small_disk, sizes):
     full = 0
     for size in sizes:
         place = small_disk(size)
-        (place / "ballast").write_bytes(bytes(24 * 1024))
+        (place / "ballast").write_bytes(bytes(64 * 1024))
         full += filled(place, size)
     assert full >= len(sizes) // 2
 
@@ -83,6 +83,6 @@ def test_a_full_disk(small_disk, cases):
 
 @pytest.mark.faults
 def test_full_disks_of_24_sizes(small_disk, cases):
-    sizes = range(40, 40 + 24 * 12, 12)
+    sizes = range(84, 84 + 24 * 12, 12)
     fill(small_disk, sizes)
     cases("disk full", len(sizes))

@@ -138,6 +138,6 @@ def test_fencing_on_s3(moto):
 
 def test_an_unreachable_store_says_so(proxy):
     proxy.reset(lambda number: "before")
-    with pytest.raises(StoreError, match=r"s3://runs/away.*failed.*network") as caught:
+    with pytest.raises(StoreError, match=r"writing s3://runs/away/.* failed.*network") as caught:
         probe(opened(proxy.url, "away"))
     assert caught.value.__cause__ is not None
