@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -17,6 +18,26 @@ from dasknmf import NMF, open_matrix
 CONFIGS = Path(__file__).parents[2] / "cluster_configs"
 K, PASSES = 16, 3
 OPTIONS = ["-k", str(K), "--tol", "0", "--max-iter", str(PASSES), "--seed", "0", "--quiet"]
+
+MPI = {  # mpirun refuses root otherwise, and so does what it starts on each node
+    f"{program}_ALLOW_RUN_AS_ROOT{confirm}": "1"
+    for program in ("OMPI", "PRTE")
+    for confirm in ("", "_CONFIRM")
+}
+
+
+def changed(script, folder, matrix, options=OPTIONS):
+    """A copy of a script with the two lines changed that a person has to change, and no other."""
+    lines = script.read_text().splitlines()
+    for start, value in (
+        ("MATRIX=", shlex.quote(str(matrix))),
+        ("FIT=", f"({shlex.join(options)})"),
+    ):
+        (place,) = [i for i, line in enumerate(lines) if line.startswith(start)]
+        lines[place] = start + value
+    copy = folder / script.name
+    copy.write_text("\n".join(lines) + "\n")
+    return copy
 
 
 @pytest.fixture(scope="session")

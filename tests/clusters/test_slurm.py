@@ -2,48 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
-
 import numpy as np
 import pytest
 
 import dasknmf
 from dasknmf.cli import fit
 
-from .conftest import CONFIGS, OPTIONS
+from .conftest import CONFIGS, MPI, OPTIONS, changed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 SCRIPTS = ["scheduler_file.sbatch", "slurm_runner.sbatch", "dask_mpi.sbatch"]
 SMALL = ["--cpus-per-task=2", "--time=10"]  # as people do: sizes on the command line
-MPI = {  # mpirun refuses root otherwise, and what it starts on each node does
-    f"{program}_ALLOW_RUN_AS_ROOT{confirm}": "1"
-    for program in ("OMPI", "PRTE")
-    for confirm in ("", "_CONFIRM")
-}
 LONG = ["-k", "16", "--tol", "0", "--max-iter", "40", "--seed", "0", "--quiet"]
-
-
-def changed(name, folder, matrix, options=OPTIONS):
-    """A copy of a script with the two lines changed that a person has to change, and no other."""
-    lines = (CONFIGS / "slurm" / name).read_text().splitlines()
-    for start, value in (
-        ("MATRIX=", shlex.quote(str(matrix))),
-        ("FIT=", f"({shlex.join(options)})"),
-    ):
-        (place,) = [i for i, line in enumerate(lines) if line.startswith(start)]
-        lines[place] = start + value
-    script = folder / name
-    script.write_text(without_checkpoint("\n".join(lines) + "\n"))
-    return script
-
-
-def without_checkpoint(text):
-    if any("--checkpoint" in option.opts for option in fit.params):
-        return text
-    return text.replace(' --checkpoint "$SLURM_JOB_NAME.run"', "").replace(
-        ', "--checkpoint", result + ".run"]', "]"
-    )
 
 
 def finished(slurm, number, folder):
@@ -54,7 +25,7 @@ def finished(slurm, number, folder):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_gives_the_bits_of_threads(name, slurm, shell, pines, local, tmp_path):
-    number = slurm.submit(changed(name, tmp_path, pines), *SMALL, **shell, **MPI)
+    number = slurm.submit(changed(CONFIGS / "slurm" / name, tmp_path, pines), *SMALL, **shell, **MPI)
     assert finished(slurm, number, tmp_path)["NumNodes"] == "2"
     model = dasknmf.load(str(tmp_path / "nmf.zarr"))
     np.testing.assert_array_equal(model.components_, local[1])
@@ -85,7 +56,7 @@ resumable = pytest.mark.skipif(
 def test_a_job_that_is_told_to_stop_commits_requeues_itself_and_ends_right(
     name, slurm, shell, pines, long_fit, tmp_path
 ):
-    number = slurm.submit(changed(name, tmp_path, pines, LONG), *SMALL, **shell, **MPI)
+    number = slurm.submit(changed(CONFIGS / "slurm" / name, tmp_path, pines, LONG), *SMALL, **shell, **MPI)
     slurm.until(lambda: committed(tmp_path), "the first commit", 100)
     to = [] if name == "slurm_runner.sbatch" else ["--batch"]  # as its line --signal asks for
     slurm.call("scancel", "--signal=TERM", *to, number)
