@@ -31,9 +31,10 @@ def keys(folder: str) -> dict[str, object]:
         check=True,
         capture_output=True,
     )
-    both = {"key": key, "cert": certificate}
-    tls = {"ca-file": certificate, "scheduler": both, "worker": both, "client": both}
-    return {"distributed.comm.tls": tls, "distributed.comm.require-encryption": True}
+    settings: dict[str, object] = {"require-encryption": True, "tls.ca-file": certificate}
+    for role in ("scheduler", "worker", "client"):
+        settings |= {f"tls.{role}.key": key, f"tls.{role}.cert": certificate}
+    return {f"distributed.comm.{name}": value for name, value in settings.items()}
 
 
 def fit(hosts: list[str], options: list[str]) -> None:

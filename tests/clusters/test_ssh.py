@@ -1,4 +1,4 @@
-"""Machines reached by ssh (an sshd of our own on the loopback), and MPI without a batch system."""
+"""Machines reached by ssh: an sshd of our own on the loopback."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import dasknmf
 
 from .batch_slurm import PATH, free_ports
-from .conftest import CONFIGS, MPI, OPTIONS
+from .conftest import CONFIGS, OPTIONS
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(200)]
 
