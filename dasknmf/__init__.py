@@ -4,10 +4,17 @@ from dasknmf.estimator import NMF
 from dasknmf.history import PassInfo
 from dasknmf.numerics.errors import (
     ClusterError,
+    DamagedError,
     DataError,
     FactorWarning,
+    FencedError,
+    MissingError,
     ParameterError,
+    ProblemMismatchError,
+    RunBusyError,
+    StoppedError,
     StoreError,
+    StoreWarning,
     TooLargeError,
 )
 from dasknmf.numerics.stopping import Outcome
@@ -19,12 +26,19 @@ __version__ = "0.1.0"
 __all__ = [
     "NMF",
     "ClusterError",
+    "DamagedError",
     "DataError",
     "FactorWarning",
+    "FencedError",
+    "MissingError",
     "Outcome",
     "ParameterError",
     "PassInfo",
+    "ProblemMismatchError",
+    "RunBusyError",
+    "StoppedError",
     "StoreError",
+    "StoreWarning",
     "TooLargeError",
     "load",
     "open_matrix",

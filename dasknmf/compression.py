@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from dasknmf.ensemble import Model, Problem
 from dasknmf.numerics import compression
 from dasknmf.numerics.compression import LowRank, Sketch, Sketched, SketchedStep
+from dasknmf.numerics.kernels import Float64
 from dasknmf.numerics.stopping import RelativeChange
 from dasknmf.numerics.terms import add
-from dasknmf.numerics.work import Step, StepSums
-from dasknmf.parallel.executors import Carried, Executor
+from dasknmf.numerics.work import Step
+from dasknmf.packing import packable
+from dasknmf.parallel.executors import Carried, Executor, Visit
 from dasknmf.parallel.starts import Request
 
 logger = logging.getLogger("dasknmf")
@@ -27,6 +29,27 @@ logger = logging.getLogger("dasknmf")
 LONGEST = 30  # compressed passes in a row
 FINEST = 1e-6  # fall of the compressed objective below which more of them are no use
 REFUSALS = 2  # by the prediction, in a row
+
+
+@packable
+@dataclass
+class Progress:
+    """What is known between two waves.
+
+    others
+        Directions that probes have beside those of the factors.
+    refused
+        Predictions in a row that promised nothing.
+    probes, sketches, rows
+        Of the pass under way, where it leaves compressed rows: None, empty and None otherwise.
+    """
+
+    on: bool
+    others: Float64 | None = None
+    refused: int = 0
+    probes: Float64 | None = None
+    sketches: list[Sketch] = field(default_factory=list)
+    rows: Carried | None = None
 
 
 class Compression:
@@ -38,55 +61,53 @@ class Compression:
         request: Request,
         stop: RelativeChange,
         waves: list[list[int]],
-        *,
-        on: bool,
+        progress: Progress,
     ) -> None:
         self.executor = executor
         self.solver, self.penalty = request.solver, request.penalties[0]
         self.stop = replace(stop, tol=max(stop.tol, FINEST))
         self.waves = waves
-        self.on = on
-        self._sketching = False
-        self._refused = 0
-        self._handles: list[object] = []
-        if not on:
-            return
+        self.progress = progress
         columns = executor.slabs.shape[1]
         self._extra = min(compression.extra_probes(request.n_components), columns)
-        self._others = compression.random_directions(request.seed, columns, self._extra)
+        if progress.on and progress.others is None:
+            progress.others = compression.random_directions(request.seed, columns, self._extra)
 
     def begin(self, models: Sequence[Model], last: bool) -> None:
         """Choose the probes of a pass, unless it is the last one."""
-        self._sketching = self.on and not last and models[0].trusting
-        if not self._sketching:
-            return
-        self._probes = compression.probes([model.short for model in models], self._others)
-        self._handles = [None] * len(self.executor.slabs)
-        self._sketches: list[Sketch] = []
+        now = self.progress
+        now.probes, now.sketches, now.rows = None, [], None
+        if now.on and not last and models[0].trusting:
+            assert now.others is not None
+            now.probes = compression.probes([model.short for model in models], now.others)
 
-    def visit(self, step: Step, slabs: list[int]) -> StepSums:
-        """One wave over V, which leaves compressed rows where those are wanted."""
-        if not self._sketching:
-            sums: StepSums = self.executor.run(step, only=slabs).sums
-            return sums
-        visit = self.executor.run(SketchedStep(step, self._probes), only=slabs, keep=True)
+    def visit(self, step: Step, slabs: list[int], *, keep: bool) -> Visit:
+        """One wave over V, which leaves compressed rows where those are wanted.
+
+        ``keep``: give the rows, too; the first block of each handle is then the compressed one.
+        """
+        now = self.progress
+        if now.probes is None:
+            return self.executor.run(step, only=slabs, keep=keep)
+        work = SketchedStep(step, now.probes, keep)
+        visit = self.executor.run(work, only=slabs, keep=True)
         assert visit.rows is not None
-        for i in slabs:
-            self._handles[i] = visit.rows.handles[i]
+        now.rows = visit.rows if now.rows is None else now.rows.updated(visit.rows)
         found: Sketched = visit.sums
-        self._sketches.append(found.sketch)
-        return found.step
+        now.sketches = [*now.sketches, found.sketch]
+        return Visit(found.step, visit.rows if keep else None)
 
     def refine(self, models: Sequence[Model], problem: Problem) -> None:
         """Let the models go on from the compressed rows where that gains something."""
-        if not self._sketching:
+        now = self.progress
+        if now.probes is None:
             return
-        low_rank = LowRank.of(add(self._sketches))
-        self._others = low_rank.leading(self._extra)
-        rows = Carried(tuple(self._handles))
+        assert now.rows is not None
+        low_rank = LowRank.of(add(now.sketches))
+        now.others = low_rank.leading(self._extra)
         trying = [model.copy() for model in models]
         while len(trying[0].objectives) < LONGEST:
-            self._pass(trying, low_rank, rows, problem)
+            self._pass(trying, low_rank, now.rows, problem)
             if self.stop.judge(trying[0].objectives, 0.0):
                 break
         taken = 0
@@ -98,14 +119,14 @@ class Compression:
                 taken += 1
         logger.info(
             "%d compressed passes over %d columns: objective foreseen %.9g after %.9g, %s",
-            len(trying[0].objectives), self._probes.shape[1], trying[0].current,
+            len(trying[0].objectives), now.probes.shape[1], trying[0].current,
             models[0].objectives[-1], "taken" if taken else "refused",
         )  # fmt: skip
         gain = models[0].objectives[-1] - (trying[0].current or 0.0)
-        self._refused = 0 if taken else self._refused + 1
+        now.refused = 0 if taken else now.refused + 1
         least = self.stop.tol * models[0].objectives[-1]
-        self.on = gain > least if taken else self._refused < REFUSALS
-        self._handles = []
+        now.on = gain > least if taken else now.refused < REFUSALS
+        now.probes, now.sketches, now.rows = None, [], None
 
     def _pass(
         self, models: list[Model], low_rank: LowRank, rows: Carried, problem: Problem

@@ -10,9 +10,10 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_array
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
-from dasknmf import parameters, passes, progress, results
+from dasknmf import parameters, passes, progress, results, resuming
+from dasknmf.history import Callback
 from dasknmf.numerics.errors import DataError
 from dasknmf.numerics.losses import Loss, make_loss
 from dasknmf.numerics.penalties import Penalty, make_penalties
@@ -22,7 +23,8 @@ from dasknmf.numerics.work import SolveRows
 from dasknmf.parallel import inputs, make_executor, starts
 from dasknmf.parallel.executors import Executor
 from dasknmf.parallel.slabs import Slabs, cut
-from dasknmf.storage import arrays
+from dasknmf.settings import Result, Settings
+from dasknmf.validation import validated
 
 SEEN = ("n_features_in_", "feature_names_in_")  # set before the data's values are known
 
@@ -56,7 +58,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         cost no read and end with no higher objective.
     waves : int or 'auto', default='auto'
         Updates of the components per pass over X, each after a group of row blocks in a seeded
-        order (``als`` and ``newton``; the others have 1). 'auto': up to 8, of at least 4 blocks. A
+        order (``als`` and ``newton``; the others have 1). 'auto': up to 4, of at least 4 blocks. A
         cluster with more task slots than a wave has blocks is used better with fewer waves.
     compress : bool or 'auto', default='auto'
         Leave X @ (2k + 10 columns) in memory at each pass, and go on with it between the reads, as
@@ -89,6 +91,18 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     callbacks : sequence of callables or None, default=None
         Each is called after every pass with a :class:`dasknmf.PassInfo`; the fit stops after a
         pass for which one returns True.
+    checkpoint : str, path or None, default=None
+        Folder or URL (s3://, gs://, az://) of a run. The state is committed there while the fit
+        goes on, and the same call again goes on from the newest commit, with the same bits. SIGTERM
+        and SIGINT then finish the wave, commit and stop (:class:`StoppedError`, exit code 75).
+    checkpoint_every : int, str or timedelta, default=1
+        Passes, or a time such as '10min', between commits.
+    resume : {'auto', 'must', 'never'}, default='auto'
+        Go on where there is a run; refuse a path without one; refuse a path with one.
+    takeover : bool, default=False
+        Go on although another process that seems to live writes to the run; it can't any more.
+    time_limit : float (seconds), str, timedelta or None, default=None
+        Commit and stop before that much time has passed.
 
     Attributes
     ----------
@@ -142,7 +156,12 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         l1_ratio: float = 0.0,
         verbose: int = 0,
         shuffle: bool = False,
-        callbacks: Sequence[passes.Callback] | None = None,
+        callbacks: Sequence[Callback] | None = None,
+        checkpoint: Any = None,
+        checkpoint_every: Any = 1,
+        resume: str = "auto",
+        takeover: bool = False,
+        time_limit: Any = None,
     ) -> None:
         self.n_components = n_components
         self.init = init
@@ -160,6 +179,11 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.verbose = verbose
         self.shuffle = shuffle
         self.callbacks = callbacks
+        self.checkpoint = checkpoint
+        self.checkpoint_every = checkpoint_every
+        self.resume = resume
+        self.takeover = takeover
+        self.time_limit = time_limit
 
     def fit(
         self, X: Any, y: Any = None, *, W: Any = None, H: Any = None, client: Any = None
@@ -183,6 +207,10 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             Both are ValueError. The estimator is then as it was before.
         TooLargeError
             The fit would run out of memory; nothing was read. A MemoryError.
+        StoreError
+            The checkpoint can't be used: another problem, another living process, no space.
+        StoppedError
+            A signal or the time limit ended the fit after a commit. A SystemExit with code 75.
         """
         self._fit(X, W, H, client, keep_rows=False)
         return self
@@ -218,8 +246,8 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _fit_validated(
         self, X: Any, W: Any, H: Any, client: Any, loss: Loss, solver: Solver, keep_rows: bool
-    ) -> tuple[passes.Result, dict[str, Any]]:
-        X = self._validated(X, reset=True)
+    ) -> tuple[Result, dict[str, Any]]:
+        X = validated(self, X, reset=True)
         k = parameters.count_components(self, X.shape, W, H)
         slabs = cut(X)
         factors = parameters.custom_factors(self, X.shape, k, W, H)
@@ -242,7 +270,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 callbacks += (stack.enter_context(progress.bar(self.max_iter)),)
             job = parameters.make_job(self, solver, k, slabs, keep_rows=keep_rows)
             executor = stack.enter_context(make_executor(slabs, client, job))
-            settings = passes.Settings(
+            settings = Settings(
                 start=request,
                 stop=RelativeChange(self.tol * job.waves, floor=self.tol**2),
                 max_iter=int(self.max_iter),
@@ -252,10 +280,11 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 name=type(self).__name__,
                 callbacks=callbacks,
             )
-            found = passes.fit(executor, settings)
+            keeper, settings = stack.enter_context(resuming.opened(self, settings, executor))
+            found = passes.fit(executor, settings, keeper)
             return found, self._fitted(found, executor, X if keep_rows else None)
 
-    def _fitted(self, found: passes.Result, executor: Executor, X: Any) -> dict[str, Any]:
+    def _fitted(self, found: Result, executor: Executor, X: Any) -> dict[str, Any]:
         """The attributes of a fitted estimator, ``W_`` among them where X is given."""
         slabs = executor.slabs
         if slabs.transposed:
@@ -292,13 +321,13 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             Before ``fit``.
         """
         check_is_fitted(self)
-        X = self._validated(X, reset=False)
+        X = validated(self, X, reset=False)
         slabs = cut(X, whole_rows=True)
         work = self._row_work(slabs, X.shape[0])
         if inputs.is_dask(X):
             return results.lazy_rows(slabs, work, X, type(self).__name__)
         with make_executor(slabs, client) as executor:
-            return np.concatenate(passes.solve_rows(executor, work, type(self).__name__))
+            return np.concatenate(results.solve_rows(executor, work, type(self).__name__))
 
     def _row_work(self, slabs: Slabs, n_samples: int) -> SolveRows:
         loss = make_loss(self.beta_loss)
@@ -343,34 +372,6 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         results.save(self, store, getattr(self, "W_", None) if W is None else W, overwrite)
-
-    def _validated(self, X: Any, *, reset: bool) -> Any:
-        """Give X as numpy, scipy CSR/CSC or Dask; values are looked at while it is read."""
-        X = arrays.opened(inputs.unwrap(X))
-        inputs.refuse_early(X)
-        if not inputs.is_dask(X):
-            try:
-                return validate_data(
-                    self,
-                    X,
-                    reset=reset,
-                    accept_sparse=("csr", "csc"),
-                    dtype=inputs.dtypes_in_memory(X),
-                    ensure_all_finite=False,
-                )
-            except (TypeError, ValueError) as error:
-                inputs.explain(error)
-                raise
-        X = inputs.checked_dask(X)
-        if reset:
-            self.n_features_in_ = X.shape[1]
-            self.__dict__.pop("feature_names_in_", None)
-        elif X.shape[1] != self.n_features_in_:
-            raise DataError(
-                f"X has {X.shape[1]} features, but {type(self).__name__} is expecting "
-                f"{self.n_features_in_} features as input."
-            )
-        return X
 
     @property
     def _n_features_out(self) -> int:

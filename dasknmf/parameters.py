@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.utils import check_random_state
 
+from dasknmf import resuming
 from dasknmf.numerics import compression, planning
 from dasknmf.numerics.errors import FactorWarning, ParameterError, warn
 from dasknmf.numerics.kernels import Array
@@ -56,6 +57,7 @@ def check(model: NMF) -> tuple[Loss, Solver]:
     _expect_waves(model.waves, solver)
     _expect_starts(model, solver)
     _expect_compression(model.compress, solver, loss)
+    resuming.check(model)
     if solver.name == "mu" and model.init == "nndsvd":
         warn(
             "solver='mu' can't move the exact zeros of init='nndsvd'. Use 'nndsvda' or 'nndsvdar'.",

@@ -9,28 +9,28 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from dasknmf.compression import Compression
+from dasknmf.checkpointing import Keeper
+from dasknmf.compression import Compression, Progress
 from dasknmf.ensemble import ACCURACY, Model, Problem, best_of, survivors
-from dasknmf.history import Callback, History, PassInfo
+from dasknmf.history import PassInfo
 from dasknmf.numerics import planning, random
 from dasknmf.numerics.errors import ClusterError, RowsLostError
 from dasknmf.numerics.inspection import Inspection
-from dasknmf.numerics.kernels import Array
-from dasknmf.numerics.losses import Loss
-from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
-from dasknmf.numerics.stopping import Outcome, RelativeChange
+from dasknmf.numerics.stopping import Outcome
 from dasknmf.numerics.terms import Normal, add
 from dasknmf.numerics.work import Inspect, ModelSums, Step
 from dasknmf.parallel.blas import one_thread
 from dasknmf.parallel.driver import half_step
-from dasknmf.parallel.executors import Carried, Executor
-from dasknmf.parallel.starts import Request, make_start
+from dasknmf.parallel.executors import Executor
+from dasknmf.parallel.starts import make_start
+from dasknmf.settings import Result, Settings
+from dasknmf.state import State
 
 logger = logging.getLogger("dasknmf")
 
@@ -40,71 +40,34 @@ RESIDUAL_BELOW = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-10}
 EXACT_BELOW = {np.dtype(np.float32): 1e-13, np.dtype(np.float64): 1e-15}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """One fit. ``waves``: updates of the short factor a pass; ``compress``: between passes."""
+def fit(executor: Executor, settings: Settings, keeper: Keeper | None = None) -> Result:
+    """Factorise the executor's matrix.
 
-    start: Request
-    stop: RelativeChange
-    max_iter: int
-    keep_rows: bool
-    waves: int = 1
-    compress: bool = False
-    name: str = "NMF"
-    callbacks: tuple[Callback, ...] = ()
-
-    @property
-    def loss(self) -> Loss:
-        """The objective."""
-        return self.start.loss
-
-    @property
-    def solver(self) -> Solver:
-        """The algorithm."""
-        return self.start.solver
-
-    @property
-    def penalties(self) -> tuple[Penalty, Penalty]:
-        """Of the rows, of the short factor."""
-        return self.start.penalties
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a fit ends with: the best model of the ensemble."""
-
-    short: Array
-    rows: Carried | None
-    model: int  # whose rows they are
-    loss: float
-    n_iter: int
-    outcome: Outcome
-    history: dict[str, Array]
-    inspection: Inspection
-    reads: float
-
-
-def fit(executor: Executor, settings: Settings) -> Result:
-    """Factorise the executor's matrix; carried rows that die with a worker begin anew."""
+    Rows that die with their worker come back from the last commit; without one the fit begins
+    anew. ``RESTARTS`` times at most without a commit in between.
+    """
+    keeper = keeper or Keeper()
+    attempt, commits = 0, keeper.commits
     with one_thread():
-        for attempt in range(RESTARTS + 1):
+        while attempt <= RESTARTS:
             try:
-                return _Loop(executor, settings).run()
+                return _Loop(executor, settings, keeper).run()
             except RowsLostError as error:
+                attempt, commits = 1 + (attempt if commits == keeper.commits else 0), keeper.commits
                 logger.warning(
-                    "%s: the fit begins again from its start, with the same numbers (%d of %d)",
-                    error, attempt + 1, RESTARTS,
+                    "%s: the fit begins again from its last commit, or else its start, to the same "
+                    "numbers (%d of %d)", error, attempt, RESTARTS,
                 )  # fmt: skip
                 last = error
     raise ClusterError(
         f"the fit began {RESTARTS + 1} times, and each time workers died with rows that "
         f"solver={settings.solver.name!r} carries between passes. solver='als' with compress=False "
-        "carries none."
+        "carries none, and checkpoint=... keeps them."
     ) from last
 
 
 class _Loop:
-    """State of one fit: its models, the carried rows, what was seen of V, and the history.
+    """One fit: its state, and what is done to it, wave after wave.
 
     Where the solver takes waves, a pass is a row of them; its loss is that of the pair it ends with
     (for losses whose terms can't tell it: the sum over the waves, each at the short factor that it
@@ -113,74 +76,144 @@ class _Loop:
     moves.
     """
 
-    def __init__(self, executor: Executor, settings: Settings) -> None:
+    def __init__(self, executor: Executor, settings: Settings, keeper: Keeper) -> None:
         self.executor = executor
         self.settings = settings
-        self.history = History()
+        self.keeper = keeper
         self.began = time.perf_counter()
-        self.inspection: Inspection | None = None
-        self.rows: Carried | None = None
-
-    def run(self) -> Result:
-        settings = self.settings
-        self.start = make_start(settings.start, self.executor, settings.name)
-        if self.start.inspection is not None:
-            self._accept(self.start.inspection)
-        self.rows = self.start.rows
-        self.waves = planning.waves(
-            len(self.executor.slabs),
-            settings.waves,
-            random.generator(settings.start.seed, "waves", 0, 0),
-        )
+        count = settings.waves
+        seeded = random.generator(settings.start.seed, "waves", 0, 0)
+        self.waves = planning.waves(len(executor.slabs), count, seeded)
+        stored = keeper.restore(executor)
+        self.state = self._first_state() if stored is None else stored
+        if stored is not None:
+            executor.go_on(stored.reads)
+        self.began -= self.state.seconds
+        self.unchecked = self.state.checksums if stored is not None else {}
+        progress = self.state.compression
+        assert progress is not None
         self.compression = Compression(
-            self.executor, settings.start, settings.stop, self.waves, on=settings.compress
+            executor, settings.start, settings.stop, self.waves, progress
         )
-        self.models = [
-            Model(n, short, [None] * len(self.waves), ACCURACY, self.start.relative)
-            for n, short in enumerate(self.start.short)
-        ]
         self.step = Step(
             settings.loss,
             settings.solver,
             settings.penalties[0],
-            self.start.short,
-            self.start.random_rows,
+            tuple(model.short for model in self.state.models),
+            self.state.random_rows,
         )
-        outcome = Outcome.MAX_ITER
-        for number in range(1, settings.max_iter + 1):
-            last = number == settings.max_iter
-            ended = self._pass(number, last)
-            if ended:
-                outcome = ended
-                break
-        best = best_of(self.models)
+        if stored is None:
+            keeper.boundary(self._now, ended=True)
+
+    def _first_state(self) -> State:
+        """Where a fit begins that has nothing to go on from."""
+        start = make_start(self.settings.start, self.executor, self.settings.name)
+        state = State(
+            [
+                Model(n, F, [None] * len(self.waves), ACCURACY, start.relative)
+                for n, F in enumerate(start.short)
+            ],
+            rows=start.rows,
+            random_rows=start.random_rows,
+            smallest=start.smallest,
+            compression=Progress(on=self.settings.compress),
+        )
+        if start.inspection is not None:
+            self._check(start.inspection)
+            state.inspection = start.inspection
+        return state
+
+    def run(self) -> Result:
+        settings, state = self.settings, self.state
+        if state.outcome is not None:
+            self._reopen()
+        while state.outcome is None:
+            last = state.number >= settings.max_iter
+            ended = self._pass(state.number, last)
+            state.outcome = ended or (Outcome.MAX_ITER if last else None)
+            if state.outcome is None:
+                state.number, state.wave, state.pending = state.number + 1, 0, False
+                self.keeper.boundary(self._now, ended=True)
+        outcome, best = state.outcome, state.best
+        ending = self.keeper.mark(self._now())
         if not settings.solver.carries_rows:
             self._final_rows(best)
-        assert self.inspection is not None
+        elif self.unchecked:
+            self._saw(self.executor.run(Inspect()).sums)
+        assert state.inspection is not None
+        self.keeper.finish(ending, self.state)
         return Result(
             short=best.short,
-            rows=self.rows,
+            rows=state.rows,
             model=best.number if settings.solver.carries_rows else 0,
-            loss=self.history.loss[-1],
-            n_iter=number,
+            loss=state.history.loss[-1],
+            n_iter=state.number,
             outcome=outcome,
-            history=self.history.as_arrays(),
-            inspection=self.inspection,
+            history=state.history.as_arrays(),
+            inspection=state.inspection,
             reads=self.executor.reads,
         )
 
+    def _reopen(self) -> None:
+        """Go on with a fit that had ended, where it would not end there now."""
+        state, settings = self.state, self.settings
+        if self._judged(state.best) or state.number >= settings.max_iter:
+            return
+        if state.pending:  # the last pass left the short factors where they were
+            step = replace(
+                self.step,
+                fixed=tuple(model.short for model in state.models),
+                models=tuple(model.number for model in state.models),
+                move=False,
+            )
+            self._move_short(state.number, self.executor.run(step, state.rows).sums.models)
+        state.outcome, state.pending = None, False
+        state.number, state.wave = state.number + 1, 0
+
+    def _now(self) -> State:
+        """The state, with the counts that others keep."""
+        state = self.state
+        state.reads = self.executor.reads_exactly
+        state.seconds = time.perf_counter() - self.began
+        return state
+
     @property
     def _problem(self) -> Problem:
-        squares = None if self.inspection is None else self.inspection.squares
+        seen = self.state.inspection
+        squares = None if seen is None else seen.squares
         return Problem(self.settings.loss, self.settings.penalties[1], squares)
 
-    def _accept(self, inspection: Inspection) -> None:
+    def _check(self, inspection: Inspection) -> None:
         """Refuse bad values, and zeros where the loss has no finite value at them."""
         slabs = self.executor.slabs
         inspection.raise_if_bad(slabs.transposed, self.settings.name)
         inspection.raise_if_out_of_range(slabs.dtype)
         self.settings.loss.check_zeros(slabs.shape[0] * slabs.shape[1] - inspection.positive)
-        self.inspection = inspection
+
+    def _looks(self, slabs: Iterable[int]) -> bool:
+        """Whether a visit to these slabs has to look at their values."""
+        return self.state.inspection is None or not self.unchecked.keys().isdisjoint(slabs)
+
+    def _saw(self, inspection: Inspection, rest: Sequence[int] = ()) -> None:
+        """Take in what a visit saw of V; ``rest``: slabs that were not visited yet.
+
+        What a checkpoint knows of must not have changed. With bad values in what was seen so far,
+        the other slabs are looked at, too, so that the error counts all.
+        """
+        self.keeper.compare(inspection, self.unchecked, self.executor.slabs)
+        for slab, _ in inspection.checksums:
+            self.unchecked.pop(slab, None)
+        state = self.state
+        if state.inspection is not None:
+            return
+        state.seen = [*state.seen, inspection]
+        whole = add(state.seen)
+        if rest and whole.unfit(self.executor.slabs.dtype):
+            whole = add([whole, self.executor.run(Inspect(), only=sorted(rest)).sums])
+        elif rest:
+            return
+        self._check(whole)
+        state.inspection, state.seen = whole, []
 
     def _pass(self, number: int, last: bool) -> Outcome | None:
         """One pass of all models still in the race; say whether the fit is done."""
@@ -190,76 +223,75 @@ class _Loop:
             sums = self._whole_pass(number, measured)
         else:
             self._pass_of_waves(number, last)
-        best = best_of(self.models)
+        state = self.state
+        best = best_of(state.models)
         self._record(best)
         ended = self._judge(number, best)
-        if whole and not (self.settings.solver.carries_rows and (ended or last)):
-            self._move_short(number, sums)
-        self.models = [best] if ended else survivors(self.models)
+        if whole:
+            state.pending = self.settings.solver.carries_rows and bool(ended or last)
+            if not state.pending:
+                self._move_short(number, sums)
+        state.models = [best] if ended else survivors(state.models)
         if not (ended or last or whole or self._wants_residual()):
-            self.compression.refine(self.models, self._problem)
+            self.compression.refine(state.models, self._problem)
         return ended
 
     def _pass_of_waves(self, of: int, last: bool) -> None:
         """Visit the waves in turn; every model's short factor moves after each."""
-        seen: list[Inspection] = []
-        self.compression.begin(self.models, last)
-        for number, slabs in enumerate(self.waves):
-            solver = self._at(of - 1 + number / len(self.waves))
-            step = replace(
-                self.step,
-                fixed=tuple(model.target for model in self.models),
-                solver=solver,
-                gains=tuple(model.gain for model in self.models),
-                inspect=self.inspection is None,
-            )
-            sums = self.compression.visit(step, slabs)
-            if sums.inspection is not None:
-                seen.append(sums.inspection)
-                self._look(seen, number)
-            for model, found in zip(self.models, sums.models, strict=True):
-                if self.settings.loss.kind is Normal:
-                    warm = solver.loosened(0.1 * model.gain, warm=True)
-                    model.visit(number, found, self._problem, warm)
-                else:
-                    careful = solver.safer(model.rejected) if model.rejected else solver
-                    model.visit_columns(number, found, self._problem, careful)
-        for model in self.models:
+        state = self.state
+        if not state.wave:
+            self.compression.begin(state.models, last)
+        for number in range(state.wave, len(self.waves)):
+            self._wave(number, self._at(of - 1 + number / len(self.waves)))
+            state.wave = number + 1
+            if state.wave < len(self.waves):
+                self.keeper.boundary(self._now, ended=False)
+        for model in state.models:
             model.close_pass(self._problem, self.settings.solver)
 
-    def _look(self, seen: list[Inspection], wave: int) -> None:
-        """Judge what the waves so far have seen; with bad values in it, see the other slabs too."""
-        whole = add(seen)
-        rest = [slab for slabs in self.waves[wave + 1 :] for slab in slabs]
-        if rest and whole.unfit(self.executor.slabs.dtype):
-            whole = add([whole, self.executor.run(Inspect(), only=sorted(rest)).sums])
-        elif rest:
-            return
-        self._accept(whole)
+    def _wave(self, number: int, solver: Solver) -> None:
+        state, slabs = self.state, self.waves[number]
+        step = replace(
+            self.step,
+            fixed=tuple(model.target for model in state.models),
+            solver=solver,
+            gains=tuple(model.gain for model in state.models),
+            inspect=self._looks(slabs),
+        )
+        sums = self.compression.visit(step, slabs, keep=False).sums
+        if sums.inspection is not None:
+            self._saw(sums.inspection, [i for wave in self.waves[number + 1 :] for i in wave])
+        for model, found in zip(state.models, sums.models, strict=True):
+            if self.settings.loss.kind is Normal:
+                warm = solver.loosened(0.1 * model.gain, warm=True)
+                model.visit(number, found, self._problem, warm)
+            else:
+                careful = solver.safer(model.rejected) if model.rejected else solver
+                model.visit_columns(number, found, self._problem, careful)
 
     def _whole_pass(self, number: int, measured: bool) -> tuple[ModelSums, ...]:
         """Visit all slabs at once, without moving the short factors."""
-        solver = self._solvers(number)[0]
+        solver, state = self._solvers(number)[0], self.state
         step = replace(
             self.step,
-            fixed=tuple(model.short for model in self.models),
-            models=tuple(model.number for model in self.models),
+            fixed=tuple(model.short for model in state.models),
+            models=tuple(model.number for model in state.models),
             solver=solver,
-            inspect=self.inspection is None,
+            inspect=self._looks(range(len(self.executor.slabs))),
             residual=measured,
         )
-        visit = self.executor.run(step, self.rows, keep=solver.carries_rows)
+        visit = self.executor.run(step, state.rows, keep=solver.carries_rows)
         if visit.sums.inspection is not None:
-            self._accept(visit.sums.inspection)
-        self.rows = visit.rows
-        for model, sums in zip(self.models, visit.sums.models, strict=True):
+            self._saw(visit.sums.inspection)
+        state.rows = visit.rows
+        for model, sums in zip(state.models, visit.sums.models, strict=True):
             model.measure(sums, self._problem, residual=measured)
         sums_of_all: tuple[ModelSums, ...] = visit.sums.models
         return sums_of_all
 
     def _move_short(self, number: int, sums: tuple[ModelSums, ...]) -> None:
         solver, penalty = self._solvers(number)[1], self.settings.penalties[1]
-        for model, found in zip(self.models, sums, strict=True):
+        for model, found in zip(self.state.models, sums, strict=True):
             assert found.terms is not None
             model.short = half_step(solver, model.short, found.terms, penalty)
 
@@ -273,7 +305,7 @@ class _Loop:
         solver = self.settings.solver
         if number % LIFT_EVERY:
             return solver, solver
-        rows, short = self.start.smallest
+        rows, short = self.state.smallest
         return solver.lifting(rows), solver.lifting(short)
 
     def _final_rows(self, model: Model) -> None:
@@ -284,19 +316,26 @@ class _Loop:
         """
         settings, transposed = self.settings, self.executor.slabs.transposed
         measured = self._wants_residual()
-        step = replace(self.step, fixed=(model.short,), residual=measured and not transposed)
+        step = replace(
+            self.step,
+            fixed=(model.short,),
+            inspect=bool(self.unchecked),
+            residual=measured and not transposed,
+        )
         visit = self.executor.run(step, keep=settings.keep_rows or transposed)
-        self.rows = visit.rows
+        if visit.sums.inspection is not None:
+            self._saw(visit.sums.inspection)
+        self.state.rows = visit.rows
         if transposed:
             self._move_short_exactly(model, visit.sums.models[0])
         model.measure(visit.sums.models[0], self._problem, residual=step.residual)
         if transposed and measured:
-            step = replace(step, fixed=(model.short,), move=False, residual=True)
-            sums = self.executor.run(step, self.rows).sums.models[0]
+            step = replace(step, fixed=(model.short,), inspect=False, move=False, residual=True)
+            sums = self.executor.run(step, visit.rows).sums.models[0]
             model.objectives.pop()
             model.measure(sums, self._problem, residual=True)
         self._record(model)
-        self._call_back(len(self.history.loss), "final rows")
+        self._call_back(len(self.state.history.loss), "final rows")
 
     def _move_short_exactly(self, model: Model, sums: ModelSums) -> None:
         assert sums.terms is not None
@@ -305,36 +344,41 @@ class _Loop:
 
     def _wants_residual(self) -> bool:
         """Whether the loss by Gram matrices would have lost its digits."""
-        if not self.history.loss or self.settings.loss.kind is not Normal:
+        errors = self.state.history.relative_error
+        if not errors or self.settings.loss.kind is not Normal:
             return False
-        return self.history.relative_error[-1] ** 2 < RESIDUAL_BELOW[self.executor.slabs.dtype]
+        return errors[-1] ** 2 < RESIDUAL_BELOW[self.executor.slabs.dtype]
 
     def _record(self, model: Model) -> None:
-        assert self.inspection is not None
-        self.history.loss.append(model.loss)
-        self.history.objective.append(model.objectives[-1])
-        relative = self.settings.loss.relative(model.loss, self.inspection.squares)
-        self.history.relative_error.append(relative)
-        self.history.models.append(len(self.models))
-        self.history.reads.append(self.executor.reads)
-        self.history.seconds.append(time.perf_counter() - self.began)
+        history, seen = self.state.history, self.state.inspection
+        assert seen is not None
+        history.loss.append(model.loss)
+        history.objective.append(model.objectives[-1])
+        history.relative_error.append(self.settings.loss.relative(model.loss, seen.squares))
+        history.models.append(len(self.state.models))
+        history.reads.append(self.executor.reads)
+        history.seconds.append(time.perf_counter() - self.began)
 
     def _judge(self, number: int, best: Model) -> Outcome | None:
-        """Whether the fit is done: by the rule, on the objectives of the first model.
+        """Whether the fit is done: by the rule, or because a callback asks for it."""
+        asked = self._call_back(number, "pass")
+        return self._judged(best) or (Outcome.INTERRUPTED if asked else None)
+
+    def _judged(self, best: Model) -> Outcome | None:
+        """By the rule, on the objectives of the first model.
 
         It is the one with which a fit of one model would go on, so an ensemble reads V as often.
         """
-        assert self.inspection is not None
-        size = 0.5 * self.inspection.squares if self.settings.loss.kind is Normal else 0.0
+        seen = self.state.inspection
+        assert seen is not None
+        size = 0.5 * seen.squares if self.settings.loss.kind is Normal else 0.0
         exact = EXACT_BELOW[self.executor.slabs.dtype] * size
-        asked = self._call_back(number, "pass")
-        ended = self.settings.stop.judge(self.models[0].objectives, exact, size)
         if self.settings.stop.judge([best.objectives[-1]], exact):
-            ended = Outcome.EXACT
-        return ended or (Outcome.INTERRUPTED if asked else None)
+            return Outcome.EXACT
+        return self.settings.stop.judge(self.state.models[0].objectives, exact, size)
 
     def _call_back(self, number: int, phase: str) -> bool:
-        history = self.history
+        history = self.state.history
         info = PassInfo(
             number=number,
             max_iter=self.settings.max_iter,
@@ -348,12 +392,3 @@ class _Loop:
         logger.debug("%s %d: loss %.9g", phase, number, info.loss)
         asked = [callback(info) for callback in self.settings.callbacks]  # every one is called
         return any(isinstance(answer, bool | np.bool_) and answer for answer in asked)
-
-
-def solve_rows(executor: Executor, work: Any, name: str) -> list[Array]:
-    """Rows given the other factor, slab by slab: ``transform`` of a matrix in memory."""
-    with one_thread():
-        visit = executor.run(work, keep=True)
-        work.check(visit.sums, executor.slabs.shape[1], name)
-        assert visit.rows is not None
-        return [rows[0] for rows in executor.fetch(visit.rows)]

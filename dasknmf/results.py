@@ -12,6 +12,7 @@ import dask.array as da
 import numpy as np
 from dask.base import tokenize
 from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_info
 
 from dasknmf.numerics.errors import DataError, FactorWarning, warn
 from dasknmf.numerics.inspection import Place
@@ -19,15 +20,16 @@ from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.stopping import Outcome
 from dasknmf.numerics.work import SolveRows
 from dasknmf.parallel import inputs
-from dasknmf.parallel.blas import ensure_one_thread
+from dasknmf.parallel.blas import ensure_one_thread, one_thread
 from dasknmf.parallel.executors import Executor
 from dasknmf.parallel.slabs import Slabs
 from dasknmf.storage import models
 
 if TYPE_CHECKING:
     from dasknmf.estimator import NMF
-    from dasknmf.passes import Result
+    from dasknmf.settings import Result
 
+OF_A_CALL = ("callbacks", "checkpoint", "checkpoint_every", "resume", "takeover", "time_limit")
 PACKAGES = ("dasknmf", "dask", "distributed", "numpy", "scipy", "zarr", "numba", "scikit-learn")
 
 
@@ -71,6 +73,15 @@ def lazy_rows(slabs: Slabs, work: SolveRows, X: da.Array, name: str) -> da.Array
     return W if heights == X.chunks[0] else W.rechunk({0: X.chunks[0]})
 
 
+def solve_rows(executor: Executor, work: Any, name: str) -> list[Array]:
+    """Rows given the other factor, slab by slab: ``transform`` of a matrix in memory."""
+    with one_thread():
+        visit = executor.run(work, keep=True)
+        work.check(visit.sums, executor.slabs.shape[1], name)
+        assert visit.rows is not None
+        return [rows[0] for rows in executor.fetch(visit.rows)]
+
+
 def warn_of(model: NMF, found: Result) -> None:
     """Say what a user should know of a fit: not converged, or components that are zero."""
     if found.outcome is Outcome.MAX_ITER and model.tol > 0:
@@ -93,17 +104,12 @@ def warn_of(model: NMF, found: Result) -> None:
 
 def save(model: NMF, store: Any, W: Any, overwrite: bool) -> None:
     """Write a fitted estimator (see :meth:`dasknmf.NMF.save`)."""
-    parameters = model.get_params(deep=False)
-    parameters.pop("callbacks")
-    state = parameters["random_state"]
-    if state is not None and not isinstance(state, int | np.integer):
-        parameters["random_state"] = None
     names = getattr(model, "feature_names_in_", None)
     record = models.ModelRecord(
         H=model.components_,
         W=None if W is None else _checked_rows(W, (model._n_samples, model.n_components_)),
         history=model.history_,
-        parameters={k: _plain(v) for k, v in parameters.items()},
+        parameters=plain_parameters(model),
         fitted={
             "reconstruction_err": model.reconstruction_err_,
             "n_iter": model.n_iter_,
@@ -112,14 +118,49 @@ def save(model: NMF, store: Any, W: Any, overwrite: bool) -> None:
             "fingerprint": model.fingerprint_,
             "feature_names": None if names is None else [str(n) for n in names],
         },
-        provenance={
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "versions": {name: _version(name) for name in PACKAGES},
-        },
+        provenance=provenance(),
     )
     models.write(record, store, overwrite)
+
+
+def plain_parameters(model: NMF) -> dict[str, Any]:
+    """Parameters as JSON; those that belong to one call and not to the model are left out."""
+    parameters = model.get_params(deep=False)
+    for name in OF_A_CALL:
+        parameters.pop(name)
+    state = parameters["random_state"]
+    if state is not None and not isinstance(state, int | np.integer):
+        parameters["random_state"] = None
+    return {k: _plain(v) for k, v in parameters.items()}
+
+
+def provenance() -> dict[str, Any]:
+    """When, on what, with which versions."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "blas": sorted(
+            f"{lib['internal_api']} {lib['version']} {lib.get('architecture', '')}".strip()
+            for lib in threadpool_info()
+            if lib["user_api"] == "blas"
+        ),
+    }
+
+
+def about(model: NMF, slabs: Slabs) -> dict[str, Any]:
+    """What a checkpoint says of the model that it is."""
+    names = getattr(model, "feature_names_in_", None)
+    m, n = slabs.shape[::-1] if slabs.transposed else slabs.shape
+    return {
+        "parameters": plain_parameters(model),
+        "n_samples": m,
+        "n_features": n,
+        "transposed": bool(slabs.transposed),
+        "feature_names": None if names is None else [str(n) for n in names],
+        "provenance": provenance(),
+    }
 
 
 def _checked_rows(W: Any, expected: tuple[int, int]) -> Any:
@@ -148,7 +189,7 @@ def _plain(value: Any) -> Any:
 
 
 def load(store: Any) -> NMF:
-    """Restore a model that :meth:`NMF.save` wrote.
+    """Restore a model that :meth:`NMF.save` wrote, or the newest committed one of a run.
 
     Parameters
     ----------
@@ -164,9 +205,12 @@ def load(store: Any) -> NMF:
     StoreError
         There is no model there, or one that was never finished.
     """
+    from dasknmf import resuming
     from dasknmf.estimator import NMF
     from dasknmf.numerics.stopping import Outcome
 
+    if resuming.is_run(store):
+        return resuming.load(store)
     record = models.read(store)
     model = NMF(**record.parameters)
     model.components_ = record.H

@@ -7,7 +7,7 @@ import scipy.sparse as sp
 from conftest import planted
 
 from dasknmf import NMF, DataError, ParameterError
-from dasknmf.compression import Compression
+from dasknmf.compression import Compression, Progress
 from dasknmf.ensemble import ACCURACY, Model, Problem
 from dasknmf.numerics import compression
 from dasknmf.numerics.compression import CompressedStep, LowRank, SketchedStep, extra_probes
@@ -63,13 +63,13 @@ def one_pass(V, dtype=np.float64, waves=3):
     loss, none, solver = Frobenius(), Penalty(), ALS()
     order = [list(range(i, len(executor.slabs), waves)) for i in range(waves)]
     request = Request(K, "random", 0, loss, solver, (none, none))
-    found = Compression(executor, request, RelativeChange(1e-4), order, on=True)
+    found = Compression(executor, request, RelativeChange(1e-4), order, Progress(on=True))
     short = np.random.default_rng(1).random((V.shape[1], K)).astype(dtype)
     model = Model(0, short, [None] * waves, ACCURACY, 1e-2)
     problem = Problem(loss, none, float(np.sum(np.square(V, dtype=np.float64))))
     found.begin([model], last=False)
     for wave, slabs in enumerate(order):
-        sums = found.visit(Step(loss, solver, none, (model.short,)), slabs)
+        sums = found.visit(Step(loss, solver, none, (model.short,)), slabs, keep=False).sums
         model.visit(wave, sums.models[0], problem, solver)
     model.close_pass(problem, ALS())
     return executor, found, model, problem, order
@@ -80,12 +80,10 @@ def test_on_a_low_rank_matrix_a_compressed_step_is_the_step_itself(rng, noise):
     V = rng.random((300, K + 3)) @ rng.random((K + 3, 60)) + noise * rng.random((300, 60))
     executor, found, model, *_ = one_pass(V)
     low_rank = LowRank.of(
-        compression.Sketch(*(sum(part) for part in zip(*found._sketches, strict=True)))
+        compression.Sketch(*(sum(part) for part in zip(*found.progress.sketches, strict=True)))
     )
-    rows = type(executor.run(Step(Frobenius(), ALS(), Penalty(), (model.short,)), keep=True).rows)
-    kept = rows(tuple(found._handles))
     step = low_rank.step(ALS(), Penalty(), [model.short])
-    ours = low_rank.widened(executor.run(step, kept, load=False).sums[0]).terms
+    ours = low_rank.widened(executor.run(step, found.progress.rows, load=False).sums[0]).terms
     plain = executor.run(Step(Frobenius(), ALS(), Penalty(), (model.short,))).sums.models[0].terms
     off = max(
         np.max(np.abs(ours.cross - plain.cross)) / np.max(plain.cross),
@@ -133,7 +131,8 @@ def test_noise_is_refused_and_the_fit_is_what_it_would_have_been(rng, alpha):
 def test_models_stay_as_they_are_where_nothing_is_to_be_gained(rng, current, taken):
     _, found, model, problem, _ = one_pass(rng.gamma(1.0, 1.0, (300, 60)))
     start, short = np.random.default_rng(1).random((60, K)), model.short
-    np.testing.assert_allclose(found._probes @ (found._probes.T @ start), start)
+    probes = found.progress.probes
+    np.testing.assert_allclose(probes @ (probes.T @ start), start)
     model.current = current
     found.refine([model], problem)
     assert (model.short is short) is not taken
@@ -150,7 +149,7 @@ def test_a_promise_that_a_pass_does_not_confirm_is_taken_back(rng):
     for wave, slabs in enumerate(order):
         assert model.current is None  # no objective is formed from stand-ins
         step = Step(Frobenius(), ALS(), Penalty(), (np.ones_like(short),))
-        model.visit(wave, found.visit(step, slabs).models[0], problem, ALS())
+        model.visit(wave, found.visit(step, slabs, keep=False).sums.models[0], problem, ALS())
     assert model.current > before
     model.close_pass(problem, ALS())
     assert model.objectives == [before, before]

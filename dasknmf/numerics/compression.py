@@ -72,10 +72,11 @@ class Sketched(NamedTuple):
 
 @dataclass(frozen=True)
 class SketchedStep:
-    """A step that leaves V_i @ probes where the slab is."""
+    """A step that leaves V_i @ probes where the slab is, and behind it the rows, if wanted."""
 
     step: Step
     probes: Array
+    keep: bool = False
 
     @property
     def name(self) -> str:
@@ -84,12 +85,13 @@ class SketchedStep:
 
     def __call__(self, V: Slab, rows: Rows | None, place: Place) -> tuple[Rows, Sketched]:
         """Visit one slab."""
-        sums = self.step(V, None, place)[1]
+        new, sums = self.step(V, None, place)
         if not sums.models:  # bad values: the fit is about to end with their places
             nothing = Sketch(np.zeros(self.probes.shape), np.zeros((self.probes.shape[1],) * 2))
             return (V[:0],), Sketched(sums, nothing)
         Y = matmul(V, self.probes).astype(V.dtype)
-        return (Y,), Sketched(sums, Sketch(matmul(V.T, Y), gram(Y)))
+        kept = (Y, *new) if self.keep and new is not None else (Y,)
+        return kept, Sketched(sums, Sketch(matmul(V.T, Y), gram(Y)))
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,21 @@ class RowsLostError(RuntimeError):
     """Rows that the workers carried from pass to pass are gone; the caller must start them anew."""
 
 
+class StoppedError(SystemExit):
+    """A fit stopped where it was asked to, after a commit: the same call again goes on.
+
+    A ``SystemExit`` with the code 75 ("try again"), so that a batch script which does not catch it
+    ends with that status.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(75)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
 class FactorWarning(UserWarning):
     """The factorisation is valid, but a part of it is of no use (a dead component, say)."""
 
@@ -44,3 +59,27 @@ def warn(message: str, category: type[Warning]) -> None:
 
 def _is_internal(module: str) -> bool:
     return module.split(".")[0] in ("dasknmf", "sklearn", "contextlib")
+
+
+class MissingError(StoreError):
+    """There is no object under this key."""
+
+
+class DamagedError(StoreError):
+    """What is stored is not what was written: bytes, sizes, digests or types are wrong."""
+
+
+class ProblemMismatchError(StoreError):
+    """A stored run belongs to another matrix, or to other parameters."""
+
+
+class RunBusyError(StoreError):
+    """Another living process writes to this run."""
+
+
+class FencedError(StoreError):
+    """Another process has taken this run over; this one can't commit any more."""
+
+
+class StoreWarning(UserWarning):
+    """A run goes on, but something in its store is damaged or could not be written."""

@@ -201,7 +201,7 @@ def worker_parts(matrix: Matrix, job: Job, machines: Machines, resident: bool) -
         parts["rows"] = 2 * height * job.k
     held = min(-(-share // job.waves), 2 * planning.FAN_IN) + planning.FAN_IN + 1
     sums = held * sum_bytes(matrix, job) + 2 * factor_bytes(matrix, job)
-    parts["sums"] = max(sums, 2 * sample_bytes(matrix, job))
+    parts["sums"] = max(sums, sample_bytes(matrix, job))  # copied once no slab is at work
     return parts
 
 

@@ -7,8 +7,10 @@ import itertools
 import numpy as np
 
 SMALLEST = 2 << 20  # bytes; below, the overhead of a task (0.2 to 2.6 ms) outweighs its work
+USUAL = 32 << 20  # at most, while that makes no more than MANY slabs: small workers can take it
 LARGEST = 64 << 20
 AIM = 64  # slabs a matrix is cut into where the sizes above allow
+MANY = 1024  # slabs above which the scheduler's time is worth larger ones
 FEWEST = 16  # slabs of a small matrix, so that it has waves, too
 SHORTEST = 100  # rows of such a slab
 BATCH = 4 << 20  # bytes of chunks that are made at a time while a slab is filled, at least
@@ -20,7 +22,8 @@ RUNS = 4  # stretches of V that a wave consists of
 
 def slab_bytes(total: int) -> int:
     """Bytes of a slab for a matrix of ``total`` bytes."""
-    return min(max(total // AIM, min(SMALLEST, total // FEWEST)), LARGEST)
+    usual = min(max(total // AIM, min(SMALLEST, total // FEWEST)), USUAL)
+    return max(usual, min(total // MANY, LARGEST))
 
 
 def even_chunks(rows: int, row_bytes: int) -> tuple[int, ...]:

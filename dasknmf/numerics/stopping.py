@@ -34,6 +34,7 @@ class Outcome(Enum):
     EXACT = "converged: the factors reproduce the data to rounding"
     MAX_ITER = "stopped: max_iter reached while the objective was still falling; raise max_iter"
     INTERRUPTED = "stopped: a callback asked for it"
+    UNFINISHED = "not done: from a checkpoint of a fit that goes on, or can"
 
     @property
     def converged(self) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any, NamedTuple
@@ -94,7 +94,7 @@ class ClusterExecutor(Executor):
         self.token = uuid.uuid4().hex[:8]
         self._sources: list[Any] | None = None
         self._runs: list[str] = []
-        self._count = 0
+        self._count = self._stored = 0
 
     @property
     def room(self) -> int | None:
@@ -205,6 +205,41 @@ class ClusterExecutor(Executor):
             return list(self.client.gather(list(rows.handles)))
         except LOST as error:
             raise RowsLostError("rows were lost with their worker") from error
+
+    def store_rows(self, rows: Carried, write: Callable[[int, Rows], Any]) -> list[Any]:
+        """Tasks beside those of the fit."""
+        there = [(i, handle) for i, handle in enumerate(rows.handles) if handle is not None]
+        if not there:
+            return []
+        self._stored += 1
+        run = f"{self.token}-{self._stored}"
+        numbers, handles = zip(*there, strict=True)
+        keys = [(f"nmf-commit-{run}", i) for i in numbers]
+        try:
+            written = self.client.map(write, numbers, handles, key=keys, pure=False, priority=1)
+            return list(self.client.gather(written))
+        except LOST as error:
+            raise RowsLostError(
+                "rows were lost with their worker before they were saved"
+            ) from error
+
+    def load_rows(self, read: Any, count: int) -> Carried:
+        """Tasks that read them, so that rows which die with a worker are read again."""
+        self._stored += 1
+        run = f"{self.token}-{self._stored}"
+        return Carried(
+            tuple(
+                self.client.submit(read.only(i), i, key=(f"nmf-restore-{run}", i), pure=False)
+                if read.blocks[i] >= 0
+                else None
+                for i in range(count)
+            )
+        )
+
+    def everywhere(self, check: Callable[[], Any]) -> dict[str, Any]:
+        """On every worker."""
+        found: dict[str, Any] = self.client.run(check, on_error="return")
+        return found
 
     def dask_chunks(self, rows: Carried, model: int) -> list[Any]:
         """Futures of one model's rows."""

@@ -34,6 +34,11 @@ class Carried(NamedTuple):
 
     handles: tuple[Any, ...]
 
+    def updated(self, newer: Carried) -> Carried:
+        """The same with those handles that ``newer`` has."""
+        pairs = zip(self.handles, newer.handles, strict=True)
+        return Carried(tuple(old if new is None else new for old, new in pairs))
+
 
 class Visit(NamedTuple):
     """What a run gives: the merged sums, and the rows if they were to be kept."""
@@ -48,6 +53,15 @@ class Executor(ABC):
     def __init__(self, slabs: Slabs) -> None:
         self.slabs = slabs
         self._reads = Fraction(0)
+
+    @property
+    def reads_exactly(self) -> Fraction:
+        """The same as a fraction, which sums do not blur."""
+        return self._reads
+
+    def go_on(self, reads: Fraction) -> None:
+        """Count on from there."""
+        self._reads = reads
 
     @property
     def reads(self) -> float:
@@ -101,6 +115,24 @@ class Executor(ABC):
     @abstractmethod
     def fetch(self, rows: Carried) -> list[Rows]:
         """Bring rows here."""
+
+    @abstractmethod
+    def store_rows(self, rows: Carried, write: Callable[[int, Rows], Any]) -> list[Any]:
+        """What ``write(slab, rows)`` gives for each slab that has rows, run where those are."""
+
+    @abstractmethod
+    def load_rows(self, read: Any, count: int) -> Carried:
+        """Rows that ``read(slab)`` gives; ``read.blocks[slab]`` is negative where there are none.
+
+        ``read.only(slab)`` is what travels.
+        """
+
+    @abstractmethod
+    def everywhere(self, check: Callable[[], Any]) -> dict[str, Any]:
+        """What ``check()`` gives, or the error that it raises, in every process that visits slabs.
+
+        By the name of the process.
+        """
 
     @abstractmethod
     def dask_chunks(self, rows: Carried, model: int) -> list[Any]:
@@ -219,6 +251,21 @@ class ThreadsExecutor(Executor):
     def fetch(self, rows: Carried) -> list[Rows]:
         """Give the rows back."""
         return list(rows.handles)
+
+    def store_rows(self, rows: Carried, write: Callable[[int, Rows], Any]) -> list[Any]:
+        """One after the other, in the thread that asks."""
+        return [write(i, block) for i, block in enumerate(rows.handles) if block is not None]
+
+    def load_rows(self, read: Any, count: int) -> Carried:
+        """Read them now."""
+        return Carried(tuple(read(i) for i in range(count)))
+
+    def everywhere(self, check: Callable[[], Any]) -> dict[str, Any]:
+        """In this process."""
+        try:
+            return {"this process": check()}
+        except Exception as error:
+            return {"this process": error}
 
     def dask_chunks(self, rows: Carried, model: int) -> list[Any]:
         """The arrays themselves."""
