@@ -19,7 +19,7 @@ import click
 from sklearn.exceptions import ConvergenceWarning
 
 import dasknmf
-from dasknmf import cli_plan
+from dasknmf import cli_plan, cli_submit
 from dasknmf.cli_cluster import cluster_options, connected
 from dasknmf.numerics.losses import NAMES as LOSSES
 from dasknmf.numerics.solvers import ALIASES, available
@@ -200,6 +200,9 @@ def plan(
     refusal = cli_plan.refusal(found)
     if refusal:
         click.echo(f"refused:     a fit would not start: {refusal}")
+
+
+main.add_command(cli_submit.submit)
 
 
 @main.command()

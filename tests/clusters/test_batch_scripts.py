@@ -144,7 +144,9 @@ def test_the_end_of_a_fit_is_the_end_of_the_job(name, code, job, tmp_path):
     expected, resubmitted = SYSTEMS[name]["resumable"] if code == 75 else (code, "")
     assert (done.returncode, submitted(tmp_path)) == (expected, resubmitted)
     given = (tmp_path / "arguments").read_text()
-    assert given.startswith("fit /data/my V.zarr -k 5 -o nmf.zarr --checkpoint nmf.run --time-limit")
+    assert given.startswith(
+        "fit /data/my V.zarr -k 5 -o nmf.zarr --checkpoint nmf.run --time-limit"
+    )
     assert not list(tmp_path.glob(".nmf*")), "no key is left behind"
 
 

@@ -130,11 +130,13 @@ def test_every_setting_is_known_and_has_a_reason(name):
     path = file(name)
     given = yaml.safe_load(path.read_text())["jobqueue"]
     assert list(given) == [name]
-    known = yaml.safe_load(
-        (Path(dask_jobqueue.__file__).parent / "jobqueue.yaml").read_text()
-    )["jobqueue"][name]
+    known = yaml.safe_load((Path(dask_jobqueue.__file__).parent / "jobqueue.yaml").read_text())[
+        "jobqueue"
+    ][name]
     assert set(given[name]) <= set(known)
-    settings = [line for line in path.read_text().splitlines()[1:] if ": " in line and line[0] != "#"]
+    settings = [
+        line for line in path.read_text().splitlines()[1:] if ": " in line and line[0] != "#"
+    ]
     assert len(settings) >= 10
     for line in path.read_text().splitlines():
         a_list_or_section = line.rstrip().endswith(":")

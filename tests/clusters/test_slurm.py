@@ -25,7 +25,9 @@ def finished(slurm, number, folder):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_gives_the_bits_of_threads(name, slurm, shell, pines, local, tmp_path):
-    number = slurm.submit(changed(CONFIGS / "slurm" / name, tmp_path, pines), *SMALL, **shell, **MPI)
+    number = slurm.submit(
+        changed(CONFIGS / "slurm" / name, tmp_path, pines), *SMALL, **shell, **MPI
+    )
     assert finished(slurm, number, tmp_path)["NumNodes"] == "2"
     model = dasknmf.load(str(tmp_path / "nmf.zarr"))
     np.testing.assert_array_equal(model.components_, local[1])
@@ -56,7 +58,9 @@ resumable = pytest.mark.skipif(
 def test_a_job_that_is_told_to_stop_commits_requeues_itself_and_ends_right(
     name, slurm, shell, pines, long_fit, tmp_path
 ):
-    number = slurm.submit(changed(CONFIGS / "slurm" / name, tmp_path, pines, LONG), *SMALL, **shell, **MPI)
+    number = slurm.submit(
+        changed(CONFIGS / "slurm" / name, tmp_path, pines, LONG), *SMALL, **shell, **MPI
+    )
     slurm.until(lambda: committed(tmp_path), "the first commit", 100)
     to = [] if name == "slurm_runner.sbatch" else ["--batch"]  # as its line --signal asks for
     slurm.call("scancel", "--signal=TERM", *to, number)

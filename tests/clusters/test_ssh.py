@@ -45,7 +45,9 @@ def home(tmp_path_factory, shell):
     public = (folder / "host.pub").read_text()
     names = f"[127.0.0.1]:{port},[node1]:{port},[node2]:{port},node1,node2"
     (folder / "known_hosts").write_text(f"{names} {public}")
-    with subprocess.Popen([sshd, "-D", "-e", "-f", folder / "sshd_config"], stderr=subprocess.DEVNULL) as daemon:
+    with subprocess.Popen(
+        [sshd, "-D", "-e", "-f", folder / "sshd_config"], stderr=subprocess.DEVNULL
+    ) as daemon:
         while True:
             try:
                 socket.create_connection(("127.0.0.1", port), 30).close()
