@@ -177,10 +177,11 @@ class CheckpointKeeper(Keeper):
             self._settle()
             if self._failed:
                 raise StoreError(f"{wanted}; the state could not be committed before stopping")
-            raise StoppedError(
+            message = (
                 f"{wanted}: stopped in pass {found.number} after commit {self._number()} of "
                 f"{self.run.objects.url}; the same call again goes on from there"
             )
+            raise KeyboardInterrupt(message) if wanted == "SIGINT" else StoppedError(message)
 
     def mark(self, state: State) -> Packed | None:
         """Take the state apart."""

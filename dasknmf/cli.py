@@ -1,6 +1,6 @@
-"""The command line: ``dasknmf fit | plan | transform | info``, also as ``dask nmf ...``.
+"""The command line: ``dasknmf fit | plan | transform | info | verify | watch``; ``dask nmf ...``.
 
-Exit codes: 0 done, 1 error, 2 usage.
+Exit codes: 0 done, 1 error, 2 usage, 75 stopped after a commit: the same command goes on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import click
 from sklearn.exceptions import ConvergenceWarning
 
 import dasknmf
-from dasknmf import cli_plan, cli_submit
+from dasknmf import cli_plan, cli_run, cli_submit
 from dasknmf.cli_cluster import cluster_options, connected
 from dasknmf.numerics.losses import NAMES as LOSSES
 from dasknmf.numerics.solvers import ALIASES, available
@@ -27,6 +27,7 @@ from dasknmf.parallel.starts import NAMES as STARTS
 from dasknmf.storage import matrices, models, places
 
 USER_ERRORS = (ValueError, TypeError, RuntimeError, OSError, ImportError)
+STOPPED = 75
 SOLVERS = ("auto", *sorted(available()), *ALIASES)
 
 
@@ -54,6 +55,14 @@ def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except dasknmf.ParameterError as error:
             raise click.UsageError(str(error)) from error
+        except dasknmf.StoppedError as stopped:
+            click.echo(str(stopped), err=True)
+            raise
+        except KeyboardInterrupt as stopped:
+            if not stopped.args:  # at once, without a commit
+                raise
+            click.echo(str(stopped), err=True)
+            raise click.exceptions.Exit(STOPPED) from stopped
         except USER_ERRORS as error:
             if click.get_current_context().find_root().params.get("debug"):
                 raise
@@ -139,6 +148,7 @@ def _fit_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--l1-ratio", type=float, default=0.0, help="0: L2 penalty, 1: L1.")
 @click.option("--overwrite", is_flag=True, help="Replace what is at the output path.")
 @click.option("-q", "--quiet", is_flag=True, help="Warnings and errors only.")
+@cli_run.run_options
 @cluster_options
 @_plain_errors
 def fit(
@@ -153,7 +163,8 @@ def fit(
     **parameters: Any,
 ) -> None:
     """Factorise MATRIX: a Zarr array or group, .npy or .npz; save W and H."""
-    _refuse_inputs(output, matrix)
+    run = parameters["checkpoint"]
+    _refuse_inputs(output, matrix, *([] if run is None else [run]))
     places.refuse_existing(output, overwrite)
     X = matrices.open_matrix(matrix, component)
     model = dasknmf.NMF(
@@ -202,6 +213,8 @@ def plan(
         click.echo(f"refused:     a fit would not start: {refusal}")
 
 
+main.add_command(cli_run.verify_run)
+main.add_command(cli_run.watch)
 main.add_command(cli_submit.submit)
 
 

@@ -29,7 +29,9 @@ SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768
 MOST_NODES = 16  # that are asked for unless a number is given
 PASSES = 50  # that a job without --time should have time for, twice
 SPARE = 300  # seconds before the end of a job at which its fit stops, where nobody gives notice
-GIVEN_BY_SCRIPT = ("output", "checkpoint", "scheduler", "scheduler_file", "workers", "threads")
+GIVEN_BY_SCRIPT = (
+    "checkpoint", "time_limit", "scheduler", "scheduler_file", "workers", "threads"
+)  # fmt: skip
 SUBMIT = {
     "slurm": ["sbatch"],
     "pbs": ["qsub", "-V"],

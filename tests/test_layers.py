@@ -11,9 +11,19 @@ ROOT = Path(dasknmf.__file__).parent
 LAYERS = [
     {"numerics"},
     {"parallel", "storage"},
-    {"passes", "ensemble", "history", "compression"},
-    {"estimator", "parameters", "results", "progress"},
-    {"cli", "cli_cluster", "cli_plan", "cli_submit", "plotting", "__init__"},
+    {
+        "passes",
+        "ensemble",
+        "history",
+        "compression",
+        "checkpointing",
+        "packing",
+        "settings",
+        "signals",
+        "state",
+    },
+    {"estimator", "parameters", "results", "resuming", "progress", "validation"},
+    {"cli", "cli_cluster", "cli_plan", "cli_run", "cli_submit", "plotting", "__init__"},
 ]
 ALLOWED_BELOW = {"numpy", "scipy", "numba", "dasknmf"}  # layer 0, beside the standard library
 

@@ -82,8 +82,15 @@ def entered(objects: Objects, takeover: bool) -> epochs.Token:
     """Create the next epoch: of several starts at once, one wins each number."""
     for _ in range(TRIES):
         token = epochs.own(epochs.newest(objects) + 1)
-        if objects.create(epochs.key(token.number), token.encoded()):
+        epochs.OPEN.add(token.id)  # before anyone can see it
+        try:
+            won = objects.create(epochs.key(token.number), token.encoded())
+        except BaseException:
+            epochs.OPEN.discard(token.id)
+            raise
+        if won:
             return token
+        epochs.OPEN.discard(token.id)
         if not takeover:
             epochs.refuse_living(objects, epochs.newest(objects))
         time.sleep(PAUSE)

@@ -29,6 +29,7 @@ from dasknmf.storage.objects import Objects
 LOST_AFTER = 60.0  # seconds without a sign of life, twelve beats
 BEAT = 5.0
 SMALL = 64 << 10
+OPEN: set[str] = set()  # ids of this process's own epochs, from their start to their end
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,9 @@ def refuse_living(objects: Objects, number: int) -> None:
 class Heartbeat:
     """A thread that keeps the epoch's sign of life fresh. What it writes is a hint only."""
 
-    def __init__(self, objects: Objects, number: int, every: float, told: Callable[[], int]):
-        self.objects, self.number, self.every, self.told = objects, number, every, told
+    def __init__(self, objects: Objects, token: Token, every: float, told: Callable[[], int]):
+        self.objects, self.every, self.told = objects, every, told
+        self.number, self.id = token.number, token.id
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="dasknmf-heartbeat")
 
@@ -137,6 +139,7 @@ class Heartbeat:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=30)
+        OPEN.discard(self.id)
         self.beat("end")
 
     def beat(self, kind: str) -> None:
@@ -189,6 +192,8 @@ def _lives(token: Token) -> bool | None:
         return None
     if token.boot != _boot():
         return False
+    if token.pid == os.getpid():  # its end may not have been written: the disk was full
+        return token.id in OPEN
     return _started(token.pid) == token.started
 
 

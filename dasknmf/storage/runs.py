@@ -142,7 +142,8 @@ class Run:
         return f"data/{number:06d}-{self.token.number:06d}-{uuid.uuid4().hex[:16]}"
 
     def draft(self) -> Draft:
-        """A folder for the objects of the next commit."""
+        """A folder for the next commit's objects; :class:`FencedError` if there can be none."""
+        self._refuse_fenced()
         return Draft(self.objects, self.folder(self._last + 1))
 
     def commit(self, meta: dict[str, Any], entries: Sequence[Entry], draft: Draft) -> Commit:
@@ -274,7 +275,7 @@ class Run:
 
     def _beats(self, every: float) -> epochs.Heartbeat:
         told = lambda: self._base.number if self._base else 0  # noqa: E731
-        return epochs.Heartbeat(self.objects, self.token.number, every, told)
+        return epochs.Heartbeat(self.objects, self.token, every, told)
 
     def _retain(self) -> None:
         """Remove commits beyond the newest ``keep`` good states: manifests first, data after."""

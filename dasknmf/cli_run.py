@@ -1,0 +1,169 @@
+"""Runs on the command line: their options for ``fit``, and ``dasknmf verify`` and ``watch``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+import numpy as np
+
+from dasknmf.checkpointing import Shown
+from dasknmf.numerics.errors import StoreError
+from dasknmf.packing import Packed, unpack
+from dasknmf.storage.manifests import Commit
+from dasknmf.storage.objects import open_objects
+from dasknmf.storage.runs import RESUME
+from dasknmf.storage.survey import RunStatus, status, verify
+
+BARS = "▁▂▃▄▅▆▇█"
+WIDTH = 60  # characters of the loss curve
+OPTIONS = ("checkpoint", "checkpoint_every", "resume", "takeover", "time_limit")
+
+
+def _every(context: Any, parameter: Any, value: str) -> int | str:
+    return int(value) if value.isdigit() else value
+
+
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of a fit that keeps checkpoints."""
+    options = [
+        click.option(
+            "--checkpoint",
+            metavar="PATH",
+            help="Folder or URL of a run: the same command again goes on from its last commit.",
+        ),
+        click.option(
+            "--checkpoint-every",
+            default="1",
+            show_default=True,
+            metavar="PASSES|TIME",
+            callback=_every,
+            help="Passes, or a time such as 10min, between commits.",
+        ),
+        click.option("--resume", type=click.Choice(RESUME), default="auto", show_default=True),
+        click.option("--takeover", is_flag=True, help="Go on although another process holds it."),
+        click.option("--time-limit", metavar="TIME", help="Commit and exit 75 before, e.g. 55min."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command(name="verify")
+@click.argument("run")
+def verify_run(run: str) -> None:
+    """Check every commit and every object of RUN; exit code 1 if anything is wrong."""
+    try:
+        objects = open_objects(run)
+        found = verify(objects)
+        commits = status(objects).commits
+    except (StoreError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    for finding in found:
+        click.echo(str(finding))
+    entries = {entry.key: entry.size for commit in commits for entry in commit.entries}
+    size = sum(entries.values()) / 1e6
+    click.echo(f"{len(commits)} commits, {len(entries)} objects, {size:.1f} MB: ", nl=False)
+    click.echo(f"{len(found)} faults" if found else "all good")
+    if found:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.argument("run")
+@click.option("--once", is_flag=True, help="Say how it is now, and end.")
+@click.option(
+    "--interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds."
+)
+def watch(run: str, once: bool, interval: float) -> None:
+    """Loss curve, pass, time left and last commit of RUN, whether it lives or not."""
+    told = -1
+    try:
+        objects = open_objects(run)
+        while True:
+            found = status(objects)
+            newest = newest_of(found)
+            if (0 if newest is None else newest.number) != told:
+                told = 0 if newest is None else newest.number
+                click.echo("\n".join(lines(found, newest)))
+            if once or not found.epochs or found.epochs[-1].state != "alive":
+                return
+            time.sleep(interval)
+    except KeyboardInterrupt:
+        return
+    except (StoreError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def newest_of(found: RunStatus) -> Commit | None:
+    """The newest commit that holds a state."""
+    there = [commit for commit in found.commits if commit.meta is not None]
+    return max(there, key=lambda commit: commit.number, default=None)
+
+
+def lines(found: RunStatus, newest: Commit | None) -> list[str]:
+    """What there is to say."""
+    said = [f"run:     {found.id}, started {len(found.epochs)} times; {_life(found)}"]
+    problem = found.problem
+    shape = " × ".join(map(str, problem.get("shape", ())))
+    said.append(f"problem: {shape}, k={problem.get('n_components')}, {problem.get('solver')}")
+    if newest is None:
+        return [*said, "commits: none yet"]
+    shown = shown_of(newest)
+    about: Any = newest.meta
+    limit = about["model"]["parameters"].get("max_iter")
+    said.append(f"commit:  {newest.number} of {newest.created}, pass {shown.number} of {limit}")
+    history = shown.history
+    if not history.loss:
+        return [*said, "loss:    no pass has ended yet"]
+    error = history.relative_error[-1]
+    relative = f", {error:.6f} of the norm of the data" if np.isfinite(error) else ""
+    said.append(f"loss:    {history.loss[-1]:.9g}{relative}, after {history.reads[-1]:.2f} reads")
+    said.append(f"         {curve(history.loss)}")
+    if shown.outcome.name == "UNFINISHED":
+        said.append(f"left:    {_left(shown, limit)}")
+    else:
+        said.append(f"ended:   {shown.outcome.value}")
+    said += [f"damaged: commit {number}: {what}" for number, what in found.damaged.items()]
+    return said
+
+
+def shown_of(commit: Commit) -> Shown:
+    """History and outcome that a commit tells."""
+    meta: Any = commit.meta
+    shown = unpack(Packed(meta.get("shown")))
+    if not isinstance(shown, Shown):
+        raise StoreError(f"commit {commit.number} holds no history")
+    return shown
+
+
+def _life(found: RunStatus) -> str:
+    if not found.epochs:
+        return "never begun"
+    last = found.epochs[-1]
+    heard = "" if last.age is None else f", last sign of life {last.age:.0f} s ago"
+    return f"{last.state}: process {last.pid} on {last.host} since {last.since}{heard}"
+
+
+def _left(shown: Shown, limit: Any) -> str:
+    """An upper bound: the passes that may still come, at the pace of the last ones."""
+    seconds = shown.history.seconds[-5:]
+    if len(seconds) < 2 or type(limit) is not int:
+        return "unknown"
+    pace = (seconds[-1] - seconds[0]) / (len(seconds) - 1)
+    most = (limit - len(shown.history.loss)) * pace
+    return f"{most:.0f} s at most ({pace:.2g} s a pass), less if tol is reached before"
+
+
+def curve(losses: list[float]) -> str:
+    """A line of bars: how far the loss still was above its last value, on a logarithmic scale."""
+    values = np.array(losses[-WIDTH:], dtype=float)
+    above = values - values.min()
+    least = above[above > 0].min(initial=np.inf)
+    if not np.isfinite(least):
+        return BARS[0] * len(values)
+    scaled = np.log(np.maximum(above, least / 2) / (least / 2))
+    places = np.round(scaled / scaled.max() * (len(BARS) - 1)).astype(int)
+    return "".join(BARS[i] for i in places)
