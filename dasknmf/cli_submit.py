@@ -22,6 +22,7 @@ import dasknmf
 from dasknmf import cli_plan
 from dasknmf.numerics import memory
 from dasknmf.numerics.memory import Machines, Plan, make_plan
+from dasknmf.resuming import limit_of
 from dasknmf.storage import matrices
 
 GIB = 1 << 30
@@ -65,13 +66,11 @@ class Duration(click.ParamType):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> int:
         """Give the seconds: at least ten minutes, in which a cluster starts and a fit stops."""
-        from dask.utils import parse_timedelta
-
         try:
-            seconds = value if isinstance(value, int) else parse_timedelta(value, default=False)
-        except (ValueError, TypeError, KeyError):
+            seconds = limit_of(value) or 0
+        except dasknmf.ParameterError:
             self.fail(f"{value!r} is no time; expected one such as 90min or 12h.", param, ctx)
-        if not 600 <= seconds < math.inf:
+        if seconds < 600:
             self.fail(f"{value!r} is too short; expected at least 10min.", param, ctx)
         return int(seconds)
 

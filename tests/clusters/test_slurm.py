@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import dasknmf
-from dasknmf.cli import fit
 
 from .conftest import CONFIGS, MPI, OPTIONS, changed
 
@@ -48,12 +47,6 @@ def committed(folder):
     return any((folder / "nmf.run" / "commits").glob("*.json"))
 
 
-resumable = pytest.mark.skipif(
-    not any("--checkpoint" in option.opts for option in fit.params), reason="no --checkpoint yet"
-)
-
-
-@resumable
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_job_that_is_told_to_stop_commits_requeues_itself_and_ends_right(
     name, slurm, shell, pines, long_fit, tmp_path

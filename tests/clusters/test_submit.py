@@ -47,10 +47,10 @@ def directives(path):
 @pytest.mark.parametrize("system", sorted(cli_submit.SUBMIT))
 def test_the_sizes_of_the_templates_give_the_templates(system):
     """So every line that submit fills in is there, and nothing else is touched."""
-    name = cli_submit.FILES[system].rsplit(".", 1)[0]
+    name = Path(cli_submit.FILES[system])
     original = cli_submit.template(system)
     given = cli_submit.filled(system, DEFAULT, "nmf", "V.zarr", ["-k", "16"])
-    assert given == original.replace(f"{name}.", "nmf.")
+    assert given == original.replace(name.name, f"nmf{name.suffix}")
 
 
 @pytest.mark.parametrize(
@@ -88,9 +88,10 @@ def memory_of(*options):
 
 
 def test_the_plan_chooses_the_memory_and_the_nodes(folder):
-    few = memory_of("--nodes", "1", "--", "fit", "V.zarr", "-k", "5")
-    many = memory_of("--nodes", "1", "--cores", "2", "--", "fit", "V.zarr", "-k", "900")
-    assert 2 < few < many
+    zarr.create_array("wide.zarr", shape=(40_000, 20_000), chunks=(1000, 20_000), dtype="f4")
+    fit = ("--", "fit", "wide.zarr", "-k", "5")
+    few, many = memory_of("--cores", "2", *fit), memory_of("--cores", "16", *fit)
+    assert 2 < few < many, "slabs of 80 MB, one for each core"
     run("--system", "slurm", *HOUR, "--overwrite", "--", "fit", "V.zarr", "-k", "5")
     plan = "#SBATCH --nodes=2"  # a wave has a quarter of the 40 slabs: 10 tasks for 8 cores a node
     assert plan in directives("nmf.sbatch")
@@ -108,7 +109,7 @@ def test_the_time_has_room_for_the_passes_that_are_estimated(folder):
         (["--", "fit", "V.zarr"], "Missing option '-k'"),
         (["--", "fit", "V.zarr", "-k", "5", "-o", "m.zarr"], "--output is given by the script"),
         (["--", "fit", "V.zarr", "-k", "5", "--workers", "2"], "--workers is given by the script"),
-        (["--", "fit", "V.zarr", "-k", "5", "--rank", "2"], "No such option: --rank"),
+        (["--", "fit", "V.zarr", "-k", "5", "--rank", "2"], "No such option"),
         (["--", "fit", "V.zarr", "-k", "5000"], "more than the smaller side"),
         (["--name", "a b", "--", "fit", "V.zarr", "-k", "5"], "--name 'a b': expected"),
         (["--time", "5min", "--", "fit", "V.zarr", "-k", "5"], "too short"),
