@@ -246,7 +246,7 @@ def filled(system: str, sizes: Sizes, name: str, matrix: str, options: list[str]
     text = template(system).replace(FILES[system], script)
     for old, new in changes.items():
         pattern = rf"(?<=[\s\"\[,]){re.escape(old)}(?=[\s\"\]])"
-        text, count = re.subn(pattern, lambda _, new=new: new, text)
+        text, count = re.subn(pattern, new.replace("\\", r"\\"), text)
         if count != 1:
             raise RuntimeError(f"{FILES[system]} has {count} times {old!r}, expected once")
     return text

@@ -26,11 +26,11 @@ def keys(folder: str) -> dict[str, object]:
     """Make a key for this run alone: who can connect to a scheduler can run code as its owner."""
     key, certificate = f"{folder}/key.pem", f"{folder}/certificate.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30"]
-        + ["-subj", "/CN=dasknmf", "-keyout", key, "-out", certificate],
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30",
+         "-subj", "/CN=dasknmf", "-keyout", key, "-out", certificate],
         check=True,
         capture_output=True,
-    )
+    )  # fmt: skip
     settings: dict[str, object] = {"require-encryption": True, "tls.ca-file": certificate}
     for role in ("scheduler", "worker", "client"):
         settings |= {f"tls.{role}.key": key, f"tls.{role}.cert": certificate}

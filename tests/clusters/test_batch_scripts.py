@@ -36,7 +36,8 @@ SYSTEMS = {
     "fit.lsf": {
         "job": {"LS_SUBCWD": ".", "LSB_JOBNAME": "nmf", "LSB_JOBID": "1"},
         "hosts": ("LSB_DJOB_HOSTFILE", "a\na\nb\nb\n"),
-        "blaunch": f'[ "$2" = "a b" ] || exit 9; shift 2; for i in 1 2; do {CLEAN} "$@" & done; wait',
+        "blaunch": '[ "$2" = "a b" ] || exit 9; shift 2; '
+        f'for i in 1 2; do {CLEAN} "$@" & done; wait',
         "resumable": (75, ""),
     },
     "fit.sge": {

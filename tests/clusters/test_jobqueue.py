@@ -14,7 +14,7 @@ import yaml
 
 import dasknmf
 
-from .conftest import CONFIGS, K, PASSES
+from .conftest import CONFIGS, PASSES, K
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # dask-jobqueue's own imports

@@ -67,8 +67,10 @@ def test_the_sizes_of_the_templates_give_the_templates(system):
 )  # fmt: skip
 def test_a_script_asks_for_what_was_given(system, script, expected, folder):
     run(
-        "--system", system, "--nodes", "4", "--cores", "3", "--memory", "32GiB", "--time", "150min",
-        "--name", "topics", "--directive", "-A lab", "--", "fit", "V.zarr", "-k", "5", "--seed", "1",
+        "--system", system, "--nodes", "4", "--cores", "3", "--memory", "32GiB",
+        "--time", "150min",
+        "--name", "topics", "--directive", "-A lab",
+        "--", "fit", "V.zarr", "-k", "5", "--seed", "1",
     )  # fmt: skip
     found = {line.split(" ", 1)[1] for line in directives(script)}
     assert expected | {"-A lab"} <= found
