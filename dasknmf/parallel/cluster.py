@@ -53,7 +53,9 @@ def _hold(run: str, rows: Rows) -> str:
 
     The worker's own client refers to them until the client of the fit does (``_release``).
     """
-    (future,) = get_client().scatter([rows], hash=False)  # inside a task: into this worker
+    with _held_lock:
+        client = get_client()
+    (future,) = client.scatter([rows], hash=False)  # inside a task: into this worker
     with _held_lock:
         _held.setdefault(run, []).append(future)
     return str(future.key)
