@@ -19,7 +19,7 @@ import click
 from sklearn.exceptions import ConvergenceWarning
 
 import dasknmf
-from dasknmf import cli_plan, cli_run
+from dasknmf import cli_plan, cli_run, cli_submit
 from dasknmf.cli_cluster import cluster_options, connected
 from dasknmf.numerics.losses import NAMES as LOSSES
 from dasknmf.numerics.solvers import ALIASES, available
@@ -215,6 +215,7 @@ def plan(
 
 main.add_command(cli_run.verify_run)
 main.add_command(cli_run.watch)
+main.add_command(cli_submit.submit)
 
 
 @main.command()

@@ -39,6 +39,7 @@ class Reading:
     """
 
     components_: Array
+    n_components_: int
     history_: dict[str, Array]
 
     def top_features(self, n: int = 10, names: Sequence[Any] | None = None) -> list[list[Any]]:

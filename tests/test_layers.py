@@ -32,7 +32,17 @@ LAYERS = [
         "reading",
         "exports",
     },
-    {"cli", "cli_cluster", "cli_plan", "cli_run", "plotting", "report", "report_fit", "__init__"},
+    {
+        "cli",
+        "cli_cluster",
+        "cli_plan",
+        "cli_run",
+        "cli_submit",
+        "plotting",
+        "report",
+        "report_fit",
+        "__init__",
+    },
 ]
 OPENED = {("reading", "report_fit")}  # by a method, when it is called: never by loading the package
 ALLOWED_BELOW = {"numpy", "scipy", "numba", "dasknmf"}  # layer 0, beside the standard library
