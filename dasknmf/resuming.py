@@ -115,7 +115,9 @@ def opened(model: NMF, settings: Settings, executor: Executor) -> Iterator[Keepe
         return
     objects = open_objects(model.checkpoint)
     given = problem_of(model, settings, executor)
+    stop = Stop(limit_of(model.time_limit))
     with ExitStack() as stack:
+        stack.enter_context(listening(stop))  # a signal from now on waits for a commit
         run = stack.enter_context(
             Run.start(
                 objects,
@@ -126,7 +128,6 @@ def opened(model: NMF, settings: Settings, executor: Executor) -> Iterator[Keepe
             )
         )
         _probe(objects, executor, settings)
-        stop = Stop(limit_of(model.time_limit))
         keeper = CheckpointKeeper(
             run,
             executor.slabs,
@@ -137,7 +138,6 @@ def opened(model: NMF, settings: Settings, executor: Executor) -> Iterator[Keepe
             failures=int(dask.config.get("dasknmf.checkpoint.failures", FAILURES)),
         )
         stack.callback(keeper.close)
-        stack.enter_context(listening(stop))
         yield keeper
 
 

@@ -38,7 +38,9 @@ def _hold(run: str, rows: Rows) -> str:
     The worker's own client refers to them until the client of the fit does (``release``).
     """
     key = rows_prefix(run) + uuid.uuid4().hex
-    future = get_client().scatter({key: rows})[key]  # inside a task: into this worker
+    with _held_lock:  # two threads that make a worker's client at once fail in its handshake
+        client = get_client()
+    future = client.scatter({key: rows})[key]  # inside a task: into this worker
     with _held_lock:
         _held.setdefault(run, []).append(future)
     return key

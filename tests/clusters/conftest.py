@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-
 from clusters import batch_slurm
+
 from dasknmf import NMF, open_matrix
 
 CONFIGS = Path(__file__).parents[2] / "cluster_configs"

@@ -7,12 +7,12 @@ import shutil
 import warnings
 
 import pytest
+from faults.scenario import PROBLEM, prepared, save, state_of
 
 from dasknmf.numerics.errors import DamagedError, MissingError, StoreWarning
 from dasknmf.storage import manifests
 from dasknmf.storage.posix import PosixObjects
 from dasknmf.storage.runs import Run, read_newest, verify
-from faults.scenario import PROBLEM, prepared, save, state_of
 
 
 @pytest.fixture(scope="module")

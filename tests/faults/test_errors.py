@@ -6,11 +6,11 @@ import shutil
 from contextlib import suppress
 
 import pytest
+from faults.scenario import PROBLEM, Tap, check, prepared, save
 
 from dasknmf.numerics.errors import StoreError
 from dasknmf.storage.posix import PosixObjects
 from dasknmf.storage.runs import Run
-from faults.scenario import PROBLEM, Tap, check, prepared, save
 
 CODES = [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS]
 

@@ -4,11 +4,11 @@ import os
 import subprocess
 
 import pytest
+from faults.scenario import PROBLEM, check, save, state_of
 
 from dasknmf.numerics.errors import StoreError
 from dasknmf.storage.posix import PosixObjects
 from dasknmf.storage.runs import Run, read_newest, verify
-from faults.scenario import PROBLEM, check, save, state_of
 
 
 @pytest.fixture

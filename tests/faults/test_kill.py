@@ -7,10 +7,10 @@ import signal
 import warnings
 
 import pytest
+from faults.scenario import PROBLEM, Tap, check, parts, prepared, save
 
 from dasknmf.storage.posix import PosixObjects
 from dasknmf.storage.runs import Run
-from faults.scenario import PROBLEM, Tap, check, parts, prepared, save
 
 
 def disturbed(root, first, last, kill_at, half, pipe):

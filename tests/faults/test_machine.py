@@ -3,6 +3,8 @@
 import random
 
 import pytest
+from faults.disk import Disk
+from faults.scenario import PROBLEM, Tap, save, state_of
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -16,8 +18,6 @@ from hypothesis.stateful import (
 from dasknmf.numerics.errors import FencedError, MissingError, RunBusyError, StoreError
 from dasknmf.storage.posix import PosixObjects
 from dasknmf.storage.runs import Run, read_newest, status, verify
-from faults.disk import Disk
-from faults.scenario import PROBLEM, Tap, save, state_of
 
 COUNT = {"steps": 0, "machines": 0}
 

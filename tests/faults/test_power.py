@@ -4,12 +4,12 @@ import os
 import random
 
 import pytest
+from faults.disk import Disk
+from faults.scenario import PROBLEM, Tap, check, prepared, save
 
 from dasknmf.numerics.errors import StoreError
 from dasknmf.storage.posix import PosixObjects
 from dasknmf.storage.runs import Run, verify
-from faults.disk import Disk
-from faults.scenario import PROBLEM, Tap, check, prepared, save
 
 ROOT = "/data/run"
 

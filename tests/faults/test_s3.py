@@ -3,12 +3,12 @@
 import pickle
 
 import pytest
+from faults.proxy import Moto, Proxy
+from faults.scenario import PROBLEM, check, save, state_of
 
 from dasknmf.numerics.errors import FencedError, StoreError
 from dasknmf.storage.objects import open_objects, probe
 from dasknmf.storage.runs import Run, read_newest, verify
-from faults.proxy import Moto, Proxy
-from faults.scenario import PROBLEM, check, save, state_of
 
 pytest.importorskip("obstore", reason="the extra dasknmf[cloud] is not installed")
 pytest.importorskip("moto", reason="moto is not installed")

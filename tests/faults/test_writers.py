@@ -5,13 +5,13 @@ import signal
 import warnings
 
 import pytest
+from faults.disk import Disk
+from faults.scenario import PROBLEM, Tap, check, save, state_of
+from faults.test_kill import in_child
 
 from dasknmf.numerics.errors import FencedError, RunBusyError, StoreError
 from dasknmf.storage.posix import PosixObjects
 from dasknmf.storage.runs import Run, read_newest, status, verify
-from faults.disk import Disk
-from faults.scenario import PROBLEM, Tap, check, save, state_of
-from faults.test_kill import in_child
 
 
 def forked(work, *args):
