@@ -205,6 +205,23 @@ def test_work_that_is_always_lost_is_an_error_that_shows_the_workers(stored, sha
     assert caplog.text.count("lost work or data on the cluster") == RETRIES
 
 
+class Unloadable:
+    """What the scheduler can't unpickle, as a module that only the client has."""
+
+    def __reduce__(self):
+        return eval, ("1 / 0",)
+
+    def __call__(self, block):
+        return block
+
+
+def test_a_graph_that_the_scheduler_cannot_read_is_its_own_error_at_once(stored, shaky, caplog):
+    X = da.from_zarr(stored).map_blocks(Unloadable(), meta=np.empty((0, 0)))
+    with pytest.raises(RuntimeError, match="deserialization of the task graph"):
+        model().fit(X, client=shaky)
+    assert "attempt" not in caplog.text
+
+
 # waits that would never end
 
 

@@ -267,6 +267,8 @@ class ClusterExecutor(Executor):
         gone = {"cancelled", "error"} | ({"lost", "pending"} if scattered else set())
         for i, source in enumerate(self._sources):
             if source is not None and source.status in gone:
+                if source.status == "error" and not isinstance(source.exception(), LOST):
+                    raise source.exception()  # what made the tasks above it vanish
                 self._sources[i] = None
 
     def _scatter(self, data: Any, what: str) -> Future:

@@ -131,8 +131,8 @@ class _Patience:
     """One wait: since when nothing moved, and what was said of it."""
 
     limit: float
-    moved: float = field(default_factory=time.monotonic)  # anything
-    tasks_moved: float = field(default_factory=time.monotonic)
+    moved: float = field(default_factory=lambda: time.monotonic())  # anything
+    tasks_moved: float = field(default_factory=lambda: time.monotonic())
     last: dict[str, Any] | None = None
     said: set[str] = field(default_factory=set)
 

@@ -177,3 +177,7 @@ class Slurm:
             lambda: self.job(number)["JobState"] in {*states, *ends}, f"job {number}", seconds
         )
         return self.job(number)
+
+    def running(self, number: str) -> bool:
+        """Whether anything of a job is still in the queue, or being ended."""
+        return bool(self.call("squeue", "-h", "-j", number, "-o", "%T").strip())

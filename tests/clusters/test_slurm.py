@@ -63,3 +63,13 @@ def test_a_job_that_is_told_to_stop_commits_requeues_itself_and_ends_right(
     assert "goes back into the queue" in (tmp_path / "nmf.log").read_text()
     model = dasknmf.load(str(tmp_path / "nmf.zarr"))
     np.testing.assert_array_equal(model.components_, long_fit)
+
+
+def test_a_job_that_its_owner_cancels_stays_cancelled(slurm, shell, pines, tmp_path):
+    script = changed(CONFIGS / "slurm" / "scheduler_file.sbatch", tmp_path, pines, LONG)
+    number = slurm.submit(script, *SMALL, **shell)
+    slurm.until(lambda: committed(tmp_path), "a commit", 200)
+    slurm.call("scancel", number)
+    slurm.until(lambda: "EndTime" in slurm.job(number) and not slurm.running(number), "the end")
+    job = slurm.job(number)
+    assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0")

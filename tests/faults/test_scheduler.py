@@ -10,7 +10,6 @@ import sys
 import time
 from contextlib import ExitStack
 
-import cloudpickle
 import dask
 import dask.array as da
 import numpy as np
@@ -20,7 +19,6 @@ from distributed import Client
 
 from dasknmf import NMF, ClusterError
 
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the worker can't import it
 pytestmark = [pytest.mark.usefixtures("many_slabs"), pytest.mark.timeout(90)]
 
 
@@ -50,11 +48,15 @@ def processes(tmp_path):
         yield started[0], json.loads(file.read_text())["address"]
 
 
-def kill_at(block, pid, at, number, block_info=None):
-    """A chunk whose making ends the scheduler."""
-    if block_info and block_info[0]["chunk-location"][0] == at:
-        os.kill(pid, number)
-    return block
+def killing(pid, at, number):
+    """A chunk whose making ends the scheduler; nested, since the processes can't import it."""
+
+    def kill_at(block, block_info=None):
+        if block_info and block_info[0]["chunk-location"][0] == at:
+            os.kill(pid, number)
+        return block
+
+    return kill_at
 
 
 def failed_fit(pid, address, at_pass=None, at_chunk=None, number=signal.SIGKILL):
@@ -68,7 +70,7 @@ def failed_fit(pid, address, at_pass=None, at_chunk=None, number=signal.SIGKILL)
 
     X = da.from_array(planted(np.random.default_rng(3), 160, 20), chunks=(20, -1))
     if at_chunk is not None:
-        X = X.map_blocks(kill_at, pid, at_chunk, number, meta=np.empty((0, 0)))
+        X = X.map_blocks(killing(pid, at_chunk, number), meta=np.empty((0, 0)))
     with Client(address) as client:
         client.wait_for_workers(1)
         began = time.monotonic()
