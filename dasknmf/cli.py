@@ -19,7 +19,7 @@ import click
 from sklearn.exceptions import ConvergenceWarning
 
 import dasknmf
-from dasknmf import cli_plan, cli_run, cli_submit
+from dasknmf import cli_plan, cli_run, cli_submit, resuming
 from dasknmf.cli_cluster import cluster_options, connected
 from dasknmf.numerics.losses import NAMES as LOSSES
 from dasknmf.numerics.solvers import ALIASES, available
@@ -146,6 +146,10 @@ def _fit_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--alpha-w", "alpha_W", type=float, default=0.0, help="Penalty of W.")
 @click.option("--alpha-h", "alpha_H", type=float, help="Penalty of H (default: as W's).")
 @click.option("--l1-ratio", type=float, default=0.0, help="0: L2 penalty, 1: L1.")
+@click.option(
+    "--missing", type=click.Choice(["nan", "unstored"]), help="Entries that count for nothing."
+)
+@click.option("--holdout", type=float, default=0.0, help="Share of entries hidden from the fit.")
 @click.option("--overwrite", is_flag=True, help="Replace what is at the output path.")
 @click.option("-q", "--quiet", is_flag=True, help="Warnings and errors only.")
 @cli_run.run_options
@@ -254,6 +258,9 @@ def transform(
 @_plain_errors
 def info(model: str, as_json: bool) -> None:
     """Shapes, parameters, loss history and provenance of MODEL."""
+    if not as_json and resuming.is_run(model):
+        click.echo("\n".join(cli_run.told(model)))
+        return
     record = models.read(model)
     factors = {"W": record.W, "H": record.H}
     shapes = {name: list(F.shape) for name, F in factors.items() if F is not None}

@@ -10,7 +10,7 @@ import click
 import numpy as np
 
 from dasknmf.checkpointing import Shown
-from dasknmf.numerics.errors import StoreError
+from dasknmf.numerics.errors import MissingError, StoreError
 from dasknmf.packing import Packed, unpack
 from dasknmf.storage.manifests import Commit
 from dasknmf.storage.objects import open_objects
@@ -57,10 +57,10 @@ def verify_run(run: str) -> None:
     """Check every commit and every object of RUN; exit code 1 if anything is wrong."""
     try:
         objects = open_objects(run)
-        found = verify(objects)
         commits = status(objects).commits
+        found = verify(objects)
     except (StoreError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+        raise _explained(error) from error
     for finding in found:
         click.echo(str(finding))
     entries = {entry.key: entry.size for commit in commits for entry in commit.entries}
@@ -94,7 +94,20 @@ def watch(run: str, once: bool, interval: float) -> None:
     except KeyboardInterrupt:
         return
     except (StoreError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+        raise _explained(error) from error
+
+
+def _explained(error: Exception) -> click.ClickException:
+    """What went wrong, and what a run is where there is none."""
+    if isinstance(error, MissingError):
+        return click.ClickException(f"{error} Expected a run, as `fit --checkpoint RUN` begins it.")
+    return click.ClickException(str(error))
+
+
+def told(run: str) -> list[str]:
+    """How a run is now."""
+    found = status(open_objects(run))
+    return lines(found, newest_of(found))
 
 
 def newest_of(found: RunStatus) -> Commit | None:

@@ -33,7 +33,7 @@ def bar(max_iter: int) -> Iterator[Callback]:
                 f"loss {info.loss:.6g}{relative}, {info.reads} reads", refresh=False
             )
             if info.phase == "pass":
-                shown.update(1)
+                shown.update(info.number - shown.n)  # more than one where a run goes on
 
         try:
             yield move
