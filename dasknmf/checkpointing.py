@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -269,6 +270,15 @@ class CheckpointKeeper(Keeper):
     def _write(self, snapshot: Snapshot) -> None:
         began = time.monotonic()
         draft = self.run.draft()
+        try:
+            self._write_to(draft, snapshot)
+        except BaseException:
+            with suppress(StoreError):
+                draft.discard()
+            raise
+        self._slowest = max(self._slowest, time.monotonic() - began)
+
+    def _write_to(self, draft: Draft, snapshot: Snapshot) -> None:
         entries = [draft.put(name, data) for name, data in objects_of(snapshot, self.slabs)]
         carried, long = list(snapshot.state.carried), snapshot.long
         if long is not None and not any(rows is long for rows in carried):
@@ -283,7 +293,6 @@ class CheckpointKeeper(Keeper):
             "long": None if long is None else _place(long, carried, present, snapshot.model),
         }
         self.run.commit(meta, entries, draft)
-        self._slowest = max(self._slowest, time.monotonic() - began)
 
     def _put_rows(self, draft: Draft, n: int, rows: Carried, entries: list[Entry]) -> list[int]:
         """Let the rows be written where they are; give the number of blocks of every slab."""
