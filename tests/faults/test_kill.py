@@ -69,8 +69,8 @@ def kill_everywhere(tmp_path, old, half=False, every=1):
     raise AssertionError("the steps never end")
 
 
-def test_sigkill_at_every_19th_step(tmp_path, cases):
-    cases("SIGKILL at a step", kill_everywhere(tmp_path, old=3, every=19))
+def test_sigkill_at_every_31st_step(tmp_path, cases):
+    cases("SIGKILL at a step", kill_everywhere(tmp_path, old=3, every=31))
 
 
 @pytest.mark.faults
