@@ -70,6 +70,8 @@ def test_a_job_that_its_owner_cancels_stays_cancelled(slurm, shell, pines, tmp_p
     number = slurm.submit(script, *SMALL, **shell)
     slurm.until(lambda: committed(tmp_path), "a commit", 200)
     slurm.call("scancel", number)
-    slurm.until(lambda: "EndTime" in slurm.job(number) and not slurm.running(number), "the end")
+    slurm.until(
+        lambda: "EndTime" in slurm.job(number) and not slurm.running(number), "the end", 100
+    )
     job = slurm.job(number)
     assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0")
