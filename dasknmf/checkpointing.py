@@ -9,6 +9,7 @@ is ``storage.runs``; what is in an object is ``storage.blobs``.
 from __future__ import annotations
 
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,7 @@ from dasknmf.storage.runs import Draft, Run
 
 logger = logging.getLogger("dasknmf")
 
+ALONE = 1 << 20  # bytes of an array that is an object of its own
 FAILURES = 3  # in a row, that a fit goes on without a new commit
 GOES_ON = (StoreError, OSError, RowsLostError)
 LATE = 1.2  # times the longest wave so far: what the next one may take
@@ -324,9 +326,27 @@ def objects_of(snapshot: Snapshot, slabs: Slabs) -> Iterator[tuple[str, bytes]]:
     else:
         H = np.ascontiguousarray(snapshot.factor.T)
         yield from blobs.array_objects("H", H, ("component", "feature")).items()
-    for dtype in sorted({str(a.dtype) for a in snapshot.state.arrays}):
-        flat = [a.ravel() for a in snapshot.state.arrays if str(a.dtype) == dtype]
-        yield from blobs.array_objects(f"state/{dtype}", np.concatenate(flat), ("entry",)).items()
+    table = [(str(a.dtype), list(a.shape)) for a in snapshot.state.arrays]
+    for name, members in _pieces(table).items():
+        flat = [snapshot.state.arrays[i].ravel() for i in members]
+        whole = flat[0] if len(flat) == 1 else np.concatenate(flat)
+        yield from blobs.array_objects(f"state/{name}", whole, ("entry",)).items()
+
+
+def _pieces(table: Sequence[Any]) -> dict[str, list[int]]:
+    """Which arrays of a state lie together: small ones by dtype, large ones alone.
+
+    So a commit copies one large array at a time, and many small ones are one object.
+    """
+    pieces: dict[str, list[int]] = {}
+    for i, (dtype, shape) in enumerate(table):
+        large = _size(shape) * np.dtype(dtype).itemsize >= ALONE
+        pieces.setdefault(f"{dtype}-{i}" if large else dtype, []).append(i)
+    return pieces
+
+
+def _size(shape: Sequence[int]) -> int:
+    return math.prod(shape)
 
 
 def read_objects(objects: Any, commit: Commit, prefix: str) -> dict[str, bytes]:
@@ -343,9 +363,9 @@ def read_state(objects: Any, commit: Commit, executor: Executor) -> State:
     """Put a state together from a commit; carried rows are read by the workers."""
     meta: Any = commit.meta
     try:
-        kinds = {dtype for dtype, _ in meta["arrays"]}
-        files = [read_objects(objects, commit, f"state/{dtype}/") for dtype in sorted(kinds)]
-        arrays = _arrays(meta["arrays"], {k: v for found in files for k, v in found.items()})
+        if not {dtype for dtype, _ in meta["arrays"]} <= blobs.DTYPES:
+            raise ValueError("unknown dtypes")
+        arrays = _arrays(objects, commit, meta["arrays"])
         carried = [
             executor.load_rows(RowReader(objects, commit.entries, n, tuple(blocks)), len(blocks))
             for n, blocks in enumerate(meta["carried"])
@@ -358,13 +378,12 @@ def read_state(objects: Any, commit: Commit, executor: Executor) -> State:
     return state
 
 
-def _arrays(table: Sequence[Any], files: dict[str, bytes]) -> list[Array]:
-    """Cut the flat arrays up again."""
-    flat = {d: blobs.read_array(f"state/{d}", files) for d in {dtype for dtype, _ in table}}
-    at = dict.fromkeys(flat, 0)
-    arrays = []
-    for dtype, shape in table:
-        size = int(np.prod(shape, dtype=np.int64))
-        arrays.append(flat[dtype][at[dtype] : at[dtype] + size].reshape(shape))
-        at[dtype] += size
+def _arrays(objects: Any, commit: Commit, table: Sequence[Any]) -> list[Array]:
+    """Read the pieces, and cut them up again."""
+    arrays: list[Array] = [np.empty(0)] * len(table)
+    for name, members in _pieces(table).items():
+        flat = blobs.read_array(f"state/{name}", read_objects(objects, commit, f"state/{name}/"))
+        edges = np.cumsum([0, *(_size(table[i][1]) for i in members)])
+        for i, start, stop in zip(members, edges, edges[1:], strict=False):
+            arrays[i] = flat[start:stop].reshape(table[i][1])
     return arrays

@@ -177,6 +177,7 @@ def make_job(model: NMF, solver: Solver, k: int, slabs: Slabs, *, keep_rows: boo
         carries_rows=solver.carries_rows,
         split=make_loss(model.beta_loss).kind is Split,
         curvature=_curvature(solver, slabs, k),
+        commits=model.checkpoint is not None,
         keep_rows=keep_rows,
     )
 

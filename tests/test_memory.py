@@ -74,7 +74,8 @@ def test_more_of_anything_never_needs_less():
         replace(job, curvature=1 << 28),
     ):  # fmt: skip
         assert make_plan(DENSE, more, TWO).worker_peak > base.worker_peak
-    assert make_plan(DENSE, replace(job, waves=8), TWO).client_peak > base.client_peak
+    for more in (replace(job, waves=8), replace(job, commits=True)):
+        assert make_plan(DENSE, more, TWO).client_peak > base.client_peak
     assert make_plan(DENSE, job, replace(TWO, threads=2)).worker_peak > base.worker_peak
     double = replace(DENSE, itemsize=8, nbytes=2 * DENSE.nbytes, chunk=8 * MB)
     assert make_plan(double, job, TWO).worker_peak > base.worker_peak

@@ -68,6 +68,8 @@ class Job:
         Whether the terms are two arrays (any loss but least squares) in place of one.
     curvature
         Bytes of second derivatives in the terms of one model.
+    commits
+        Whether states are committed while the fit goes on: one being written, one that waits.
     keep_rows
         Whether the factor of the samples is wanted in the end.
     """
@@ -78,6 +80,7 @@ class Job:
     carries_rows: bool = False
     split: bool = False
     curvature: int = 0
+    commits: bool = False
     keep_rows: bool = False
 
     @property
@@ -265,6 +268,7 @@ def client_parts(matrix: Matrix, job: Job, workers: int) -> dict[str, int]:
         "process": PROCESS,
         "matrix": 0 if matrix.lazy else matrix.nbytes or 0,
         "sums of the waves": (job.waves + 3) * sum_bytes(matrix, job),
+        "commits": (2 * job.waves + 4) * sum_bytes(matrix, job) if job.commits else 0,
         "factors": 4 * factor_bytes(matrix, job) + 4 * factor,
         "sample": 3 * sample_bytes(matrix, job),
         "rows of the result": 2 * rows,

@@ -29,7 +29,7 @@ from dasknmf.numerics.errors import ClusterError, RowsLostError
 from dasknmf.numerics.inspection import Place
 from dasknmf.numerics.work import Rows, Work
 from dasknmf.parallel.executors import Carried, Executor, Visit, pick_rows
-from dasknmf.parallel.loading import Recipe, recipes
+from dasknmf.parallel.loading import Recipe, small_recipes
 from dasknmf.parallel.remote import (
     make_rows,
     merge_pieces,
@@ -46,7 +46,6 @@ logger = logging.getLogger("dasknmf")
 LOST = (CancelledError, KilledWorker, CommClosedError, ClosedClientError)
 RETRIES = 5  # in a row: every visit that ends well refills them
 LONGEST_PAUSE = 2.0  # seconds before a retry; the first one is at once
-LARGE_RECIPE = 1 << 18  # bytes; a graph above it carries data
 LARGE_WORK = 4 << 20  # bytes of factors that the scheduler may keep for rows to be made again
 TOGETHER = 16  # slabs whose rows are fetched in one request: a request has to end now and then
 LAST_WORD = 5.0  # seconds for workers to answer that nobody waits for
@@ -391,12 +390,3 @@ class ClusterExecutor(Executor):
 
 def _same(work: Work | None) -> Work | None:
     return work
-
-
-def small_recipes(slabs: Slabs) -> list[Recipe] | None:
-    """Give the recipes of all slabs; None where there are none, or they carry data."""
-    found = recipes(slabs)
-    if found is None:
-        return None
-    size = max(len(cloudpickle.dumps(recipe)) for recipe in found[:2])
-    return found if size < LARGE_RECIPE else None

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain, pairwise, product
 from typing import Any, NamedTuple
 
+import cloudpickle
 import dask
 import numpy as np
 import scipy.sparse as sp
@@ -21,6 +22,8 @@ from dasknmf.numerics.errors import DataError
 
 Sizes = tuple[Sequence[int], Sequence[int]]  # heights and widths of a grid of chunks
 Grid = Sequence[Sequence[Any]]  # chunks of one slab, or their keys, laid out as in X
+
+LARGE_RECIPE = 1 << 18  # bytes; a graph above it carries data
 
 
 def work_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -204,3 +207,12 @@ def is_future(node: Any) -> bool:
     """Whether a graph node is data that a cluster already holds."""
     module = sys.modules.get("distributed")
     return module is not None and isinstance(node, module.Future)
+
+
+def small_recipes(slabs: Any) -> list[Recipe] | None:
+    """Give the recipes of all slabs; None where there are none, or they carry data."""
+    found = recipes(slabs)
+    if found is None:
+        return None
+    size = max(len(cloudpickle.dumps(recipe)) for recipe in found[:2])
+    return found if size < LARGE_RECIPE else None
