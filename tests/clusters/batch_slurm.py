@@ -118,11 +118,21 @@ class Slurm:
         log.close()
 
     def __exit__(self, *error: object) -> None:
-        if (self.folder / "slurm.conf").exists():
-            jobs = self.call("squeue", "-h", "-o", "%i", check=False).split()
-            if jobs:
-                self.call("scancel", "--signal=KILL", "--full", *jobs, check=False)
-                self.call("scancel", *jobs, check=False)
+        try:
+            if len(self.daemons) > 1:
+                self._end_jobs()
+        finally:
+            self._end_daemons()
+
+    def _end_jobs(self) -> None:
+        """Or what they run would outlive the daemons that can end it."""
+        jobs = self.call("squeue", "-h", "-o", "%i", check=False).split()
+        if jobs:
+            self.call("scancel", "--signal=KILL", "--full", *jobs, check=False)
+            self.call("scancel", *jobs, check=False)
+            self.until(lambda: not self.call("squeue", "-h").strip(), "the end of all jobs")
+
+    def _end_daemons(self) -> None:
         for daemon in reversed(self.daemons):
             daemon.terminate()
             try:
