@@ -159,7 +159,8 @@ class _Patience:
         if self.last is None:
             return
         workers = self.last["workers"]
-        silent = [w["address"] for w in workers if w["silent"] > self.last["silence"]]
+        quiet = max(self.last["silence"], self.limit / 10)  # busy machines forget a beat or two
+        silent = [w["address"] for w in workers if w["silent"] > quiet]
         reasons = {
             "there are no workers": not workers,
             "every worker is paused for lack of memory": workers
