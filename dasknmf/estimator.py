@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -323,8 +324,9 @@ class NMF(Reading, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
                 callbacks=callbacks,
             )
             keeper = stack.enter_context(resuming.opened(self, settings, executor))
-            found = passes.fit(executor, settings, keeper)
-            return found, results.fitted(self, found, executor, X if keep_rows else None)
+            given = X if keep_rows else None
+            take = partial(results.fitted, self, executor=executor, X=given)
+            return passes.fit(executor, settings, keeper, lambda found: (found, take(found)))
 
     def transform(self, X: Any, *, client: Any = None, weights: Any = None) -> Any:
         """Give W for X with the components as they are, each row on its own.

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from dasknmf.numerics import planning, random
 from dasknmf.numerics.errors import ClusterError, RowsLostError
 from dasknmf.numerics.inspection import Inspection
 from dasknmf.numerics.solvers import Solver
-from dasknmf.numerics.stopping import Outcome
+from dasknmf.numerics.stopping import EXACT_BELOW, RESIDUAL_BELOW, Outcome
 from dasknmf.numerics.terms import Normal, add
 from dasknmf.numerics.work import Inspect, ModelSums, Step
 from dasknmf.parallel.blas import one_thread
@@ -36,22 +37,26 @@ logger = logging.getLogger("dasknmf")
 
 LIFT_EVERY = 10  # passes; as R's package NMF does
 RESTARTS = 3  # of a fit whose carried rows died with their worker
-RESIDUAL_BELOW = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-10}
-EXACT_BELOW = {np.dtype(np.float32): 1e-13, np.dtype(np.float64): 1e-15}
 
 
-def fit(executor: Executor, settings: Settings, keeper: Keeper | None = None) -> Result:
-    """Factorise the executor's matrix.
+def fit(
+    executor: Executor,
+    settings: Settings,
+    keeper: Keeper | None = None,
+    take: Callable[[Result], Any] = lambda result: result,
+) -> Any:
+    """Factorise the executor's matrix, and give what ``take`` makes of the result.
 
     Rows that die with their worker come back from the last commit; without one the fit begins
-    anew. ``RESTARTS`` times at most without a commit in between.
+    anew, also where they die while ``take`` fetches them. ``RESTARTS`` times at most without a
+    commit in between.
     """
     keeper = keeper or Keeper()
     attempt, commits = 0, keeper.commits
     with one_thread():
         while attempt <= RESTARTS:
             try:
-                return _Loop(executor, settings, keeper).run()
+                return take(_Loop(executor, settings, keeper).run())
             except RowsLostError as error:
                 attempt, commits = 1 + (attempt if commits == keeper.commits else 0), keeper.commits
                 logger.warning(

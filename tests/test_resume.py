@@ -398,3 +398,27 @@ def test_sparse_wide_counts_resume(rng, tmp_path, monkeypatch):
     interrupts.next(0)
     model = NMF(K, checkpoint=tmp_path / "run", **parameters)
     assert bits(model, model.fit_transform(X)) == expected
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_carried_rows_that_die_after_the_last_pass_come_back(kept, rng, tmp_path, monkeypatch):
+    from dasknmf.numerics.errors import RowsLostError
+    from dasknmf.parallel.executors import ThreadsExecutor
+
+    X, parameters = rng.random((100, 20)), {"solver": "mu", "random_state": 1, "max_iter": 4}
+    parameters |= {"tol": 0, "checkpoint": tmp_path / "run" if kept else None}
+    plain = NMF(K, **{**parameters, "checkpoint": None})
+    expected = bits(plain, plain.fit_transform(X))
+    fetch, asked = ThreadsExecutor.fetch, []
+
+    def lost(self, rows):
+        asked.append(self.reads)
+        if len(asked) == 1:
+            raise RowsLostError("gone")
+        return fetch(self, rows)
+
+    monkeypatch.setattr(ThreadsExecutor, "fetch", lost)
+    model = NMF(K, **parameters)
+    assert bits(model, model.fit_transform(X)) == expected
+    assert len(asked) == 2
+    assert asked[1] - asked[0] <= (1 if kept else 7)

@@ -27,6 +27,11 @@ def extrapolated(new: Array, old: Array, momentum: float) -> tuple[Array, float]
     return ahead, min(momentum * FASTER, FASTEST)
 
 
+# Squared relative errors: below, a loss by Gram matrices has lost its digits; is rounding.
+RESIDUAL_BELOW = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-10}
+EXACT_BELOW = {np.dtype(np.float32): 1e-13, np.dtype(np.float64): 1e-15}
+
+
 class Outcome(Enum):
     """How a fit ended; the value is the message."""
 
