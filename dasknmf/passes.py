@@ -51,7 +51,7 @@ def fit(executor: Executor, settings: Settings, keeper: Keeper | None = None) ->
     with one_thread():
         while attempt <= RESTARTS:
             try:
-                return _Loop(executor, settings, keeper).run()
+                return Loop(executor, settings, keeper).run()
             except RowsLostError as error:
                 attempt, commits = 1 + (attempt if commits == keeper.commits else 0), keeper.commits
                 logger.warning(
@@ -66,7 +66,7 @@ def fit(executor: Executor, settings: Settings, keeper: Keeper | None = None) ->
     ) from last
 
 
-class _Loop:
+class Loop:
     """One fit: its state, and what is done to it, wave after wave.
 
     Where the solver takes waves, a pass is a row of them; its loss is that of the pair it ends with
