@@ -1,4 +1,4 @@
-"""The command line: ``dasknmf fit | ranks | plan | transform | info | verify | watch``; ``dask nmf ...``.
+"""Command line: ``dasknmf fit | ranks | plan | transform | info | verify | watch``; ``dask nmf``.
 
 Exit codes: 0 done, 1 error, 2 usage, 75 stopped after a commit: the same command goes on.
 """

@@ -124,6 +124,7 @@ class Loop:
         return state
 
     def run(self) -> Result:
+        """All passes, and what they end with."""
         settings, state = self.settings, self.state
         if state.outcome is not None:
             self._reopen()

@@ -16,7 +16,7 @@ from dasknmf.report_fit import repeat
 HELP = {
     "loss": "the objective without penalties, of the best restart",
     "explained_variance": "1 − ‖X − WH‖² / ‖X‖², of the best restart",
-    "holdout_error": "mean error on entries that no fit has seen: it rises where a rank is too many",
+    "holdout_error": "mean error on entries that no fit has seen: it rises with a rank too many",
     "stability": "mean cosine of the components that restarts have in common; 1: they all agree",
     "silhouette": "whether these are nearer to one another than to other components; 1: clearly",
     "cophenetic": "whether samples fall into clusters, the same in all restarts; 1: they do",
@@ -58,7 +58,7 @@ def _choice(study: Any) -> list[Block]:
         "Every restart of every rank was fitted to the same data, with the same entries hidden. A "
         f"rank is stable where its components have a mean silhouette of at least {STABLE}. Of the "
         "stable ranks the smallest is taken whose hold-out error is within "
-        f"{100 * NEAR:g} % of the way from the largest to the smallest error. No rule knows what "
+        f"{100 * NEAR:g} % of the way down from the largest to the smallest error. No rule knows what "
         "the components are for: look at the runner-up, too."
     )
     return [Text(rule), Table.of_pairs(facts)]

@@ -156,7 +156,7 @@ missing
         parameters.check_observing(template, weights)
         known = dict(vars(self))
         try:
-            X = validated(self, X, reset=True)  # type: ignore[arg-type]
+            X = validated(self, X, reset=True)
             if ranks[-1] > min(X.shape):
                 raise ParameterError(
                     f"ranks up to {ranks[-1]} are larger than min(n_samples, n_features)="

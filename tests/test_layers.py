@@ -48,7 +48,11 @@ LAYERS = [
         "__init__",
     },
 ]
-OPENED = {("reading", "report_fit"), ("study", "report_study"), ("study", "plotting")}  # by a method, when it is called: never by loading the package
+OPENED = {
+    ("reading", "report_fit"),
+    ("study", "report_study"),
+    ("study", "plotting"),
+}  # by a method, when it is called: never by loading the package
 ALLOWED_BELOW = {"numpy", "scipy", "numba", "dasknmf"}  # layer 0, beside the standard library
 
 

@@ -1,8 +1,8 @@
 """Which of several ranks: what restarts agree on, and what foresees entries that no fit has seen.
 
 Among the ranks whose components come back in every restart (mean silhouette of at least
-``STABLE``), the smallest whose hold-out error is within ``NEAR`` of the way from the largest to the
-smallest error that any rank has. Where no rank is stable, or nothing is known of stability, all
+``STABLE``), the smallest whose hold-out error is within ``NEAR`` of the way down from the largest
+error, of ranks before it, to the smallest. Where no rank is stable, or nothing is known of stability, all
 ranks stand; where nothing was held out, the largest stable one is taken (Alexandrov 2013).
 
 The runner-up is what the same rule chooses among the other ranks.
@@ -17,8 +17,8 @@ import numpy as np
 from dasknmf.numerics.errors import ParameterError
 from dasknmf.numerics.kernels import Array, Float64
 
-STABLE = 0.7  # mean silhouette; 1: all restarts alike
-NEAR = 0.01
+STABLE = 0.9  # mean silhouette; 1: all restarts alike
+NEAR = 0.02  # of the way down: less than that is no gain
 
 
 class Choice(NamedTuple):
@@ -64,7 +64,8 @@ def _choose(ranks: Array, holdout: Float64, silhouette: Float64) -> tuple[int, s
     if np.isfinite(holdout[among]).any():
         errors = np.where(among & np.isfinite(holdout), holdout, np.inf)
         least = errors.min()
-        span = np.nanmax(holdout) - least
+        before = holdout[: int(errors.argmin()) + 1]
+        span = float(np.nanmax(before)) - least
         chosen = int(ranks[np.flatnonzero(errors <= least + NEAR * span)[0]])
         return chosen, f"the smallest whose hold-out error is as good as the best, among {which}"
     if stable.any():
