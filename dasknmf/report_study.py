@@ -58,8 +58,8 @@ def _choice(study: Any) -> list[Block]:
         "Every restart of every rank was fitted to the same data, with the same entries hidden. A "
         f"rank is stable where its components have a mean silhouette of at least {STABLE}. Of the "
         "stable ranks the smallest is taken whose hold-out error is within "
-        f"{100 * NEAR:g} % of the way down from the largest to the smallest error. No rule knows what "
-        "the components are for: look at the runner-up, too."
+        f"{100 * NEAR:g} % of the way down from the largest to the smallest error. No rule knows "
+        "what the components are for: look at the runner-up, too."
     )
     return [Text(rule), Table.of_pairs(facts)]
 

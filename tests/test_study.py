@@ -165,7 +165,7 @@ def test_the_rule_takes_the_smallest_of_equals_among_the_stable():
     errors = np.array([9.0, 1.0, 0.99, 0.5])
     assert choose(ranks, errors, np.array([1, 1, 1, 0.2]))[:2] == (3, 4)
     assert choose(ranks, errors, np.full(4, nan))[:2] == (5, 3)
-    assert choose(ranks, np.full(4, nan), np.array([1, 0.9, 0.8, 0.2]))[:2] == (4, 3)
+    assert choose(ranks, np.full(4, nan), np.array([1, 0.95, 0.9, 0.2]))[:2] == (4, 3)
     assert choose(ranks, errors, np.full(4, 0.1)).rank == 5
     alone = choose(ranks[:1], errors[:1], np.array([nan]))
     assert alone[:2] == (2, None)

@@ -2,8 +2,10 @@
 
 Among the ranks whose components come back in every restart (mean silhouette of at least
 ``STABLE``), the smallest whose hold-out error is within ``NEAR`` of the way down from the largest
-error, of ranks before it, to the smallest. Where no rank is stable, or nothing is known of stability, all
-ranks stand; where nothing was held out, the largest stable one is taken (Alexandrov 2013).
+error, of ranks before it, to the smallest. Where no rank is stable, or nothing is known of
+stability, all ranks stand; where nothing was held out, the largest stable one is taken (Alexandrov
+2013). The bounds are from planted ranks, where the true one had silhouettes of 1.00, and larger
+ones of 0.6 to 0.9.
 
 The runner-up is what the same rule chooses among the other ranks.
 """
