@@ -20,6 +20,7 @@ from dasknmf.numerics.errors import (
 from dasknmf.numerics.stopping import Outcome
 from dasknmf.results import load
 from dasknmf.storage.matrices import open_matrix
+from dasknmf.study import RankStudy
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ __all__ = [
     "ParameterError",
     "PassInfo",
     "ProblemMismatchError",
+    "RankStudy",
     "RunBusyError",
     "StoppedError",
     "StoreError",

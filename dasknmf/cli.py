@@ -1,4 +1,4 @@
-"""The command line: ``dasknmf fit | plan | transform | info | verify | watch``; ``dask nmf ...``.
+"""Command line: ``dasknmf fit | ranks | plan | transform | info | verify | watch``; ``dask nmf``.
 
 Exit codes: 0 done, 1 error, 2 usage, 75 stopped after a commit: the same command goes on.
 """
@@ -19,7 +19,7 @@ import click
 from sklearn.exceptions import ConvergenceWarning
 
 import dasknmf
-from dasknmf import cli_plan, cli_run, cli_submit, resuming
+from dasknmf import cli_plan, cli_ranks, cli_run, cli_submit, resuming
 from dasknmf.cli_cluster import cluster_options, connected
 from dasknmf.numerics.losses import NAMES as LOSSES
 from dasknmf.numerics.solvers import ALIASES, available
@@ -220,6 +220,7 @@ def plan(
 main.add_command(cli_run.verify_run)
 main.add_command(cli_run.watch)
 main.add_command(cli_submit.submit)
+main.add_command(click.command(name="ranks")(_plain_errors(cli_ranks.ranks)))
 
 
 @main.command()

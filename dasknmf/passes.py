@@ -56,7 +56,7 @@ def fit(
     with one_thread():
         while attempt <= RESTARTS:
             try:
-                return take(_Loop(executor, settings, keeper).run())
+                return take(Loop(executor, settings, keeper).run())
             except RowsLostError as error:
                 attempt, commits = 1 + (attempt if commits == keeper.commits else 0), keeper.commits
                 logger.warning(
@@ -71,7 +71,7 @@ def fit(
     ) from last
 
 
-class _Loop:
+class Loop:
     """One fit: its state, and what is done to it, wave after wave.
 
     Where the solver takes waves, a pass is a row of them; its loss is that of the pair it ends with
@@ -129,6 +129,7 @@ class _Loop:
         return state
 
     def run(self) -> Result:
+        """All passes, and what they end with."""
         settings, state = self.settings, self.state
         if state.outcome is not None:
             self._reopen()

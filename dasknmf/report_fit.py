@@ -44,7 +44,7 @@ def sections_of(model: Any, labels: Labels, shape: tuple[int, int] | None = None
         Section("Result", _result(model)),
         Section("Components", [*_components(model, labels), *_maps(model, shape)]),
         Section("How the fit went", _course(model)),
-        Section("How to repeat it", _repeat(model)),
+        Section("How to repeat it", repeat(model, "model", "W = model.fit_transform(X)")),
         environment(),
     ]
 
@@ -157,28 +157,29 @@ def _course(model: Any) -> list[Block]:
     ]
 
 
-def _repeat(model: Any) -> list[Block]:
+def repeat(model: Any, name: str, call: str) -> list[Block]:
+    """Lines that fit an estimator again, called ``name`` in them, and all its parameters."""
     given = model.get_params(deep=False)
     defaults = inspect.signature(type(model).__init__).parameters
     changed = [
-        f"    {name}={value!r},"
-        for name, value in given.items()
-        if not _same(value, defaults[name].default)
+        f"    {parameter}={value!r},"
+        for parameter, value in given.items()
+        if not _same(value, defaults[parameter].default)
     ]
     lines = [
         "import dasknmf",
-        f"model = dasknmf.{type(model).__name__}(",
+        f"{name} = dasknmf.{type(model).__name__}(",
         *changed,
         ")",
-        "W = model.fit_transform(X)",
-        f"assert model.fingerprint_ == {model.fingerprint_!r}  # the same X, in the same chunks",
+        call,
+        f"assert {name}.fingerprint_ == {model.fingerprint_!r}  # the same X, in the same chunks",
     ]
     blocks: list[Block] = [Code("\n".join(lines))]
     if given["random_state"] is None:
         blocks.append(
             Text("random_state was None: another fit starts elsewhere, and may end elsewhere.")
         )
-    values = {name: repr(value) for name, value in given.items()}
+    values = {parameter: repr(value) for parameter, value in given.items()}
     return [*blocks, Table.of_pairs(values, "All parameters.")]
 
 

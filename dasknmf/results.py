@@ -154,8 +154,13 @@ def warn_unobserved(rows: int, columns: int) -> None:
 
 def save(model: NMF, store: Any, W: Any, overwrite: bool) -> None:
     """Write a fitted estimator (see :meth:`dasknmf.NMF.save`)."""
+    models.write(record_of(model, W), store, overwrite)
+
+
+def record_of(model: NMF, W: Any) -> models.ModelRecord:
+    """What is stored of a fitted estimator."""
     names = getattr(model, "feature_names_in_", None)
-    record = models.ModelRecord(
+    return models.ModelRecord(
         H=model.components_,
         W=None if W is None else _checked_rows(W, (model._n_samples, model.n_components_)),
         history=model.history_,
@@ -170,7 +175,6 @@ def save(model: NMF, store: Any, W: Any, overwrite: bool) -> None:
         },
         provenance=provenance(),
     )
-    models.write(record, store, overwrite)
 
 
 def plain_parameters(model: NMF) -> dict[str, Any]:

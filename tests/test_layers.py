@@ -21,9 +21,11 @@ LAYERS = [
         "settings",
         "signals",
         "state",
+        "studying",
     },
     {
         "estimator",
+        "study",
         "parameters",
         "results",
         "resuming",
@@ -36,15 +38,21 @@ LAYERS = [
         "cli",
         "cli_cluster",
         "cli_plan",
+        "cli_ranks",
         "cli_run",
         "cli_submit",
         "plotting",
         "report",
         "report_fit",
+        "report_study",
         "__init__",
     },
 ]
-OPENED = {("reading", "report_fit")}  # by a method, when it is called: never by loading the package
+OPENED = {
+    ("reading", "report_fit"),
+    ("study", "report_study"),
+    ("study", "plotting"),
+}  # by a method, when it is called: never by loading the package
 ALLOWED_BELOW = {"numpy", "scipy", "numba", "dasknmf"}  # layer 0, beside the standard library
 
 

@@ -36,6 +36,9 @@ SOLVERS, FITS, PIECES = "test_solvers.py", "test_fits.py", "test_kernels.py"
 TWIN = f"{SOLVERS}::test_update_equals_its_scalar_twin"
 VALUE = f"{SOLVERS}::test_value_of_the_loss_equals_its_scalar_twin"
 KKT = f"{SOLVERS}::test_exact_rows_satisfy_kkt_even_when_ill_conditioned"
+RESUMED = (
+    "test_resume.py::test_stopped_at_every_boundary_and_resumed_it_has_the_same_bits[penalties]"
+)
 WAVES = "test_few_passes.py::test_waves_are_block_coordinate_descent"
 DESCENT = f"{FITS}::test_the_objective_never_rises_and_is_that_of_the_returned_pair"
 LAYOUT = f"{FITS}::test_one_result_for_every_layout[als-2-uneven slabs-float64]"
@@ -104,6 +107,28 @@ MUTANTS = [
         "rows that raise the objective are taken", "ensemble.py",
         "objective > self.current + slack", "objective > 1e9 * self.current + slack",
         "test_few_passes.py::test_rows_that_would_raise_the_objective_are_not_taken",
+    ),
+    Mutant(
+        "a resumed pass begins with its first wave", "passes.py",
+        "for number in range(state.wave, len(self.waves)):",
+        "for number in range(len(self.waves)):", RESUMED,
+    ),
+    Mutant(
+        "a checkpoint forgets how far rows may be off", "packing.py",
+        "return number if math.isfinite(number)", "return round(number, 9) if number == number",
+        RESUMED,
+    ),
+    Mutant(
+        "a changed matrix is not noticed", "checkpointing.py",
+        "if known.get(slab, check) != check:",
+        "if known.get(slab, check) != check and slab < 0:",
+        "test_resume.py::test_another_matrix_is_refused_by_place",
+    ),
+    Mutant(
+        "a commit that waits is lost", "checkpointing.py",
+        "        if waiting is not None:\n            self._writing",
+        "        if waiting is not None and self._failed:\n            self._writing",
+        "test_resume.py::test_a_slow_store_does_not_stall_the_fit",
     ),
     Mutant(
         "a wave's old sums stay beside its new ones", "ensemble.py",
@@ -241,6 +266,7 @@ def run_on_copy(server, folder, *tests):
     log = folder / "log"
     settings = os.fspath(TESTS.parent / "pyproject.toml")
     command = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-c", settings]
+    command += ["--import-mode=importlib"]  # else the folder of tests comes before the copy
     command += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # some plugins are imported
     command += [os.fspath(TESTS / test) for test in tests]
     child = server.Process(

@@ -38,6 +38,7 @@ class Outcome(Enum):
     CONVERGED = "converged: the objective changed by less than tol, pass after pass"
     EXACT = "converged: the factors reproduce the data to rounding"
     MAX_ITER = "stopped: max_iter reached while the objective was still falling; raise max_iter"
+    OVERTAKEN = "stopped: a restart of the same rank had converged to a lower objective"
     INTERRUPTED = "stopped: a callback asked for it"
     UNFINISHED = "not done: from a checkpoint of a fit that goes on, or can"
 

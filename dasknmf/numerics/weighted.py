@@ -166,19 +166,22 @@ class Held(NamedTuple):
         return self.error / self.weight if self.weight > 0.0 else float("nan")
 
 
-def held_error(V: Observed, rows: Array, columns: Array, *, squared: bool) -> Held:
-    """How well factors foresee what was held out: squared errors, or Kullback-Leibler deviances.
+def held_errors(
+    V: Observed, rows: Sequence[Array], fixed: Sequence[Array], *, squared: bool
+) -> list[Held]:
+    """How well models foresee what was held out: squared errors, or Kullback-Leibler deviances.
 
     A deviance is infinite where the model says zero: it then counts as a millionth of the entry.
     """
-    W, F = _wide(rows), _wide(columns)
-    error, weight = 0.0, 0.0
+    pairs = [(_wide(W), _wide(F)) for W, F in zip(rows, fixed, strict=True)]
+    errors, weight = [0.0] * len(pairs), 0.0
+    measure = loops("each").squared_error if squared else loops("each").divergence
     for tile in V.tiles():
         index, v, m = tile.held
         if not v.size:
             continue
-        lists = (own(tile.marks[:, 2]), own(index), own(v), own(m), W[tile.start : tile.stop], F)
-        measure = loops("each").squared_error if squared else loops("each").divergence
-        error += float(measure(*lists))
+        lists = (own(tile.marks[:, 2]), own(index), own(v), own(m))
+        for number, (W, F) in enumerate(pairs):
+            errors[number] += float(measure(*lists, W[tile.start : tile.stop], F))
         weight += float(np.sum(m))
-    return Held(error, weight)
+    return [Held(error, weight) for error in errors]

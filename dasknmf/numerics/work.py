@@ -121,8 +121,8 @@ class Step:
         else:
             new, terms = old, self.loss.share(V, self.fixed, old)
         models = tuple(
-            ModelSums(t, self.penalty.value(W), self._residual(V, W, Ht), self._held(V, W, Ht))
-            for t, W, Ht in zip(terms, new, self.fixed, strict=True)
+            ModelSums(t, self.penalty.value(W), self._residual(V, W, Ht), held)
+            for t, W, Ht, held in zip(terms, new, self.fixed, self._held(V, new), strict=True)
         )
         return self._among_all(new), StepSums(inspection, models)
 
@@ -154,10 +154,10 @@ class Step:
             return weighted.squared_residual(V, W, Ht)
         return kernels.squared_residual(V, W, Ht) if self.residual else 0.0
 
-    def _held(self, V: Slab, W: Array, Ht: Array) -> Held:
+    def _held(self, V: Slab, rows: Rows) -> list[Held]:
         if not isinstance(V, Observed) or V.rule.holdout is None:
-            return Held()
-        return weighted.held_error(V, W, Ht, squared=self.loss.kind is Normal)
+            return [Held()] * len(rows)
+        return weighted.held_errors(V, rows, self.fixed, squared=self.loss.kind is Normal)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ Every start ends in a :class:`Start`; what it read of V it also inspected.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -35,7 +36,7 @@ from dasknmf.numerics.work import (
     TakeRows,
 )
 from dasknmf.parallel.executors import Carried, Executor
-from dasknmf.parallel.race import count_candidates, run_race
+from dasknmf.parallel.race import Candidate, count_candidates, run_race
 
 NAMES = ("auto", "sample", "random", "nndsvd", "nndsvda", "nndsvdar", "custom")
 MODELS = 4  # that go on from a sample to the whole of V, at most
@@ -123,10 +124,76 @@ def _random(request: Request, executor: Executor, name: str) -> Start:
 def _sample(request: Request, executor: Executor, name: str) -> Start | None:
     """The best of many least-squares restarts on some rows; None where too few, or bad ones.
 
+    Whoever is best among the first candidates is model 0, however many models there are.
+    """
+    sampled = _sampled(request, executor, name)
+    if sampled is None:
+        return None
+    k = request.n_components
+    count = count_candidates(sampled.rows, executor.slabs.shape[0], k)
+    found = run_race(sampled.rows, k, request.seed, range(count + 1), 1)
+    if request.n_init > 1:
+        others = range(count + 1, 2 * count + request.n_init)
+        survivors = min(request.n_init, MODELS) - 1
+        found += run_race(sampled.rows, k, request.seed, others, survivors)
+    shorts = tuple(sampled.factor(candidate) for candidate in found)
+    return Start(shorts, inspection=sampled.inspection, relative=found[0].relative)
+
+
+def study_start(
+    request: Request, ranks: Sequence[int], executor: Executor, name: str
+) -> tuple[Start, list[float]]:
+    """``request.n_init`` starts of every rank, rank by rank, and the squared error of each.
+
+    All from one sample, for the largest rank, or random where there is none. They don't race: what
+    restarts agree on says something only where each went its own way. One start a rank is that of a
+    fit of this rank.
+    """
+    many = request.n_init
+    sampled = _sampled(replace(request, n_components=max(ranks)), executor, name)
+    if sampled is None:
+        start = _random(replace(request, n_components=1), executor, name)
+        columns, seed = executor.slabs.shape[1], request.seed
+        shorts = [
+            np.abs(random.normal_rows(seed, "columns", n, 0, columns, k)) * start.smallest[0]
+            / np.sqrt(k) for k in ranks for n in range(many)
+        ]  # fmt: skip
+        made = tuple(short.astype(executor.slabs.dtype) for short in shorts)
+        return replace(start, short=made), [start.relative] * len(made)
+    factors, errors = [], []
+    for k in ranks:
+        first = range(count_candidates(sampled.rows, executor.slabs.shape[0], k) + 1)
+        numbers = range(1, many + 1) if many > 1 else first
+        found = run_race(sampled.rows, k, request.seed, numbers, many)
+        found.sort(key=lambda candidate: candidate.number)
+        factors += [sampled.factor(candidate) for candidate in found]
+        errors += [candidate.relative for candidate in found]
+    return Start(tuple(factors), inspection=sampled.inspection), errors
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """Rows of V (their roots: ``root``), what was seen of V, and how many rows each stands for."""
+
+    rows: Slab
+    inspection: Inspection | None
+    growth: float
+    root: bool
+
+    def factor(self, candidate: Candidate) -> Array:
+        """The short factor for V of a candidate that ran on these rows."""
+        H = candidate.balanced(self.growth)
+        if not self.root:
+            return H
+        return np.square(np.maximum(H, 0.1 * H.mean()))  # an exact zero could not be left
+
+
+def _sampled(request: Request, executor: Executor, name: str) -> _Sampled | None:
+    """Some rows of V; None where too few, or bad ones.
+
     Rows of a sparse or an uneven matrix (where few rows carry most of it) are drawn by their norms,
     in one read that validates V, too. Otherwise they come from all slabs where those are in
-    memory, else from a tenth of the slabs, spread evenly. Whoever is best among the first
-    candidates is model 0, however many models there are.
+    memory, else from a tenth of the slabs, spread evenly.
 
     For Kullback-Leibler the entries' square roots are factorised, and the factor is squared: roots
     of counts have equal variance (M. S. Bartlett, J. Roy. Stat. Soc. Suppl. 3(1), 1936).
@@ -150,15 +217,7 @@ def _sample(request: Request, executor: Executor, name: str) -> Start | None:
         sample = stacked(drawn.blocks)
     if sample.shape[0] < 4 * k or inspect_slab(sample, Place(0, 0, 1)).unfit(slabs.dtype):
         return None  # the first pass will say how many bad values there are, and where
-    count = count_candidates(sample, rows, k)
-    found = run_race(sample, k, request.seed, range(count + 1), 1)
-    if request.n_init > 1:
-        others = range(count + 1, 2 * count + request.n_init)
-        found += run_race(sample, k, request.seed, others, min(request.n_init, MODELS) - 1)
-    shorts = tuple(candidate.balanced(rows / sample.shape[0]) for candidate in found)
-    if root:  # an exact zero could not be left
-        shorts = tuple(np.square(np.maximum(H, 0.1 * H.mean())) for H in shorts)
-    return Start(shorts, inspection=inspection, relative=found[0].relative)
+    return _Sampled(sample, inspection, rows / sample.shape[0], root)
 
 
 def _some_rows(wanted: int, seed: int, executor: Executor) -> Slab:

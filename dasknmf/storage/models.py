@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dask.array as da
@@ -42,6 +42,15 @@ class ModelRecord:
 
 def write(record: ModelRecord, store: Any, overwrite: bool) -> None:
     """Write a model; on a local disk the path appears only when all of it is there."""
+    with staged(store, overwrite) as place:
+        W = record.W
+        if overwrite and local_path(store) is None and isinstance(W, da.Array):
+            W = W.persist()  # it may be lazy on what is about to be deleted
+        write_into(place, replace(record, W=W))
+
+
+def write_into(place: Any, record: ModelRecord) -> None:
+    """Write a model to a place that nobody reads yet, or to which ``complete`` is the mark."""
     about = {
         "format": FORMAT,
         "version": VERSION,
@@ -51,20 +60,16 @@ def write(record: ModelRecord, store: Any, overwrite: bool) -> None:
         "fitted": record.fitted,
         "provenance": record.provenance,
     }
-    with staged(store, overwrite) as place:
-        W = record.W
-        if overwrite and local_path(store) is None and isinstance(W, da.Array):
-            W = W.persist()  # it may be lazy on what is about to be deleted
-        zarr.create_group(place, attributes={"dasknmf": about}, overwrite=True)
-        arrays.write(place, "H", record.H, ("component", "feature"))
-        if W is not None:
-            arrays.write(place, "W", W, ("sample", "component"))
-        for name, column in record.history.items():
-            arrays.write(place, PREFIX + name, column, ("pass",))
-        with warnings.catch_warnings():  # of zarr, on consolidation being young in format 3
-            warnings.simplefilter("ignore")
-            group = zarr.consolidate_metadata(place)
-        group.update_attributes({"dasknmf": {**about, "complete": True}})
+    zarr.create_group(place, attributes={"dasknmf": about}, overwrite=True)
+    arrays.write(place, "H", record.H, ("component", "feature"))
+    if record.W is not None:
+        arrays.write(place, "W", record.W, ("sample", "component"))
+    for name, column in record.history.items():
+        arrays.write(place, PREFIX + name, column, ("pass",))
+    with warnings.catch_warnings():  # of zarr, on consolidation being young in format 3
+        warnings.simplefilter("ignore")
+        group = zarr.consolidate_metadata(place)
+    group.update_attributes({"dasknmf": {**about, "complete": True}})
 
 
 def read(store: Any) -> ModelRecord:

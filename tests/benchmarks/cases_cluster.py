@@ -171,3 +171,25 @@ def tasks(context: Context) -> Iterator[Row]:
                 ours=Spread.of(counts),
                 unit="tasks",
             )
+
+
+@case("checkpoint", "a fit that commits after every pass over one that does not (<= 1.05)")
+def checkpoint(context: Context) -> Iterator[Row]:
+    from dasknmf import NMF
+
+    V = data.tiled_pines(context.pick(16, 2))
+    kept, plain = [], []
+    for seed in context.seeds():
+        given = {"random_state": seed, "tol": 0, "max_iter": 10}
+        run = context.scratch / f"run-{seed}"
+        plain.append(clock(lambda given=given: NMF(16, **given).fit(V))[0])
+        kept.append(clock(lambda given=given, run=run: NMF(16, checkpoint=run, **given).fit(V))[0])
+        shutil.rmtree(run)
+    yield Row(
+        f"10 passes with a commit after each / without, {V.shape[0]} × {V.shape[1]}, k=16",
+        Spread.of(ours / theirs for ours, theirs in zip(kept, plain, strict=True)),
+        ("<=", 1.05),
+        ours=Spread.of(kept),
+        peer=Spread.of(plain),
+        note="local disk",
+    )

@@ -1,0 +1,378 @@
+"""How many components? A study of ranks, whose fits share every read of the matrix."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from numbers import Integral
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.validation import check_is_fitted
+
+from dasknmf import parameters, progress, results, studying
+from dasknmf.estimator import NMF
+from dasknmf.history import Callback
+from dasknmf.numerics import consensus, interpretation, restarts
+from dasknmf.numerics.choosing import choose
+from dasknmf.numerics.errors import ParameterError, warn
+from dasknmf.numerics.kernels import Array, Float64
+from dasknmf.numerics.memory import Job
+from dasknmf.numerics.penalties import make_penalties
+from dasknmf.numerics.stopping import Outcome, RelativeChange
+from dasknmf.parallel import inputs, make_executor, starts
+from dasknmf.parallel.observing import observed
+from dasknmf.parallel.slabs import Slabs, cut
+from dasknmf.settings import Settings
+from dasknmf.storage import arrays, studies
+from dasknmf.studying import Restart, Study
+from dasknmf.validation import validated
+
+logger = logging.getLogger("dasknmf")
+
+COLUMNS = (
+    "loss",
+    "explained_variance",
+    "holdout_error",
+    "stability",
+    "silhouette",
+    "cophenetic",
+    "dispersion",
+    "sparseness",
+)
+
+
+class RankStudy(BaseEstimator):
+    """All ranks and restarts as one ensemble: they share every read of X.
+
+    No restart is dropped for losing: each begins by itself (on a sample of X, in memory) and goes
+    on until it has converged, or the best of its rank has, so that what they agree on says
+    something. Only solvers with rows that are solved anew in each pass can share reads: ``als`` and
+    ``newton``.
+
+    Parameters
+    ----------
+    ranks : iterable of int, default=range(2, 11)
+        Numbers of components, all different, from 1 to min(n_samples, n_features); in any order,
+        and sorted.
+    n_init : int, default=10
+        Restarts of each rank. With 1, stability is undefined: nan.
+    solver : {'auto', 'als', 'newton'}, default='auto'
+        ``als`` for 'frobenius', ``newton`` for 'kullback-leibler'.
+    holdout : float, default=0.05
+        Share of the observed entries hidden from all fits, by a hash of ``random_state``, row and
+        column: their errors tell a rank too many. 0: none.
+    waves, beta_loss, tol, max_iter, random_state, alpha_W, alpha_H, l1_ratio, verbose, callbacks, \
+missing
+        As for :class:`dasknmf.NMF`. Callbacks see the best model of those that still go on.
+
+    Attributes
+    ----------
+    best_rank_, runner_up_ : int
+        By the rule in ``rule_`` (see :mod:`dasknmf.numerics.choosing`); no runner-up is None.
+    rule_ : str
+        What chose the rank, and the runner-up.
+    ranks_ : tuple of int
+        Ascending.
+    stabilities_ : dict of ndarray
+        For each rank the stability of every matched component, (k,); nan for n_init=1.
+    consensus_ : dict of ndarray
+        For each rank how often restarts put two samples together, for up to 1000 of them, drawn by
+        ``random_state``: ``samples_``. Empty for n_init=1.
+    reads_ : float
+        Of X.
+    n_iter_ : int
+        Passes of the longest fit.
+    history_ : dict of ndarray
+        A pass an entry, as of NMF, of the best model that took part.
+    fingerprint_ : str
+        Digest of X's shape, dtype and values.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dasknmf import RankStudy
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.gamma(0.5, 1.0, (200, 3)) @ rng.gamma(0.5, 1.0, (3, 40)) + 0.01 * rng.random((200, 40))
+    >>> study = RankStudy(ranks=range(1, 6), n_init=4, random_state=0).fit(X)
+    >>> study.best_rank_
+    3
+    """  # noqa: E501
+
+    def __init__(
+        self,
+        ranks: Any = range(2, 11),
+        *,
+        n_init: int = 10,
+        solver: str = "auto",
+        beta_loss: str | float = "frobenius",
+        tol: float = 1e-4,
+        max_iter: int = 200,
+        random_state: Any = None,
+        holdout: float = 0.05,
+        missing: str | None = None,
+        waves: int | str = "auto",
+        alpha_W: float = 0.0,
+        alpha_H: float | str = "same",
+        l1_ratio: float = 0.0,
+        verbose: int = 0,
+        callbacks: Sequence[Callback] | None = None,
+    ) -> None:
+        self.ranks = ranks
+        self.n_init = n_init
+        self.solver = solver
+        self.beta_loss = beta_loss
+        self.tol = tol
+        self.max_iter = max_iter
+        self.random_state = random_state
+        self.holdout = holdout
+        self.missing = missing
+        self.waves = waves
+        self.alpha_W = alpha_W
+        self.alpha_H = alpha_H
+        self.l1_ratio = l1_ratio
+        self.verbose = verbose
+        self.callbacks = callbacks
+
+    def fit(self, X: Any, y: Any = None, *, client: Any = None, weights: Any = None) -> Self:
+        """Fit all ranks, all restarts.
+
+        Parameters and errors as for :meth:`dasknmf.NMF.fit`; ranks that are no integers, below 1,
+        above min(n_samples, n_features) or given twice are a ParameterError, before X is read.
+        """
+        ranks = checked_ranks(self.ranks)
+        template = self._model(ranks[-1])
+        loss, solver = parameters.check(template)
+        if not solver.takes_waves:
+            raise ParameterError(
+                f"solver={self.solver!r} with beta_loss={loss.name!r} carries rows from pass to "
+                "pass, those of all restarts. Use solver='als' with beta_loss='frobenius', or "
+                "'newton' with 'kullback-leibler'."
+            )
+        parameters.check_observing(template, weights)
+        known = dict(vars(self))
+        try:
+            X = validated(self, X, reset=True)
+            if ranks[-1] > min(X.shape):
+                raise ParameterError(
+                    f"ranks up to {ranks[-1]} are larger than min(n_samples, n_features)="
+                    f"{min(X.shape)}: fewer components reproduce X exactly. Use ranks up to that."
+                )
+            seed = parameters.seed_of(self.random_state)
+            slabs = observed(
+                cut(X),
+                X,
+                arrays.opened(inputs.unwrap(weights)),
+                parameters.observing(template, seed),
+            )
+            found = self._study(template, ranks, slabs, seed, client)
+            self._take_in(found, ranks, slabs)
+        except BaseException:  # an interrupt, too: what an earlier fit found stays
+            self.__dict__.clear()
+            self.__dict__.update(known)
+            raise
+        self._warn_of(found)
+        return self
+
+    def _warn_of(self, found: Study) -> None:
+        every = [restart for of_rank in found.restarts.values() for restart in of_rank]
+        unfinished = sum(restart.outcome is Outcome.MAX_ITER for restart in every)
+        if unfinished and self.tol > 0:
+            warn(
+                f"{unfinished} of {len(every)} fits reached max_iter={self.max_iter} before "
+                f"tol={self.tol:g} was. Increase max_iter or tol to compare fits that are done.",
+                ConvergenceWarning,
+            )
+
+    def _model(self, k: int) -> NMF:
+        """An NMF of rank k with the parameters of the study."""
+        given = {n: v for n, v in self.get_params(deep=False).items() if n not in ("ranks",)}
+        return NMF(k, **given)
+
+    def _study(
+        self, template: NMF, ranks: tuple[int, ...], slabs: Slabs, seed: int, client: Any
+    ) -> Study:
+        loss, solver = parameters.check(template)
+        shape = slabs.shape[::-1] if slabs.transposed else slabs.shape
+        penalties = make_penalties(self.alpha_W, self.alpha_H, self.l1_ratio, shape)
+        request = starts.Request(
+            n_components=ranks[-1],
+            init="random" if self.missing == "unstored" else "sample",
+            seed=seed,
+            loss=loss,
+            solver=solver,
+            penalties=penalties[::-1] if slabs.transposed else penalties,
+            n_init=int(self.n_init),
+        )
+        one = parameters.make_job(template, solver, ranks[-1], slabs, keep_rows=False)
+        job = Job(**{**vars(one), "models": -(-sum(ranks) * int(self.n_init) // ranks[-1])})
+        with ExitStack() as stack:
+            callbacks = tuple(self.callbacks or ())
+            if self.verbose:
+                callbacks += (stack.enter_context(progress.bar(self.max_iter)),)
+            executor = stack.enter_context(make_executor(slabs, client, job))
+            settings = Settings(
+                start=request,
+                stop=RelativeChange(self.tol * job.waves, floor=self.tol**2),
+                max_iter=int(self.max_iter),
+                keep_rows=False,
+                waves=job.waves,
+                name=type(self).__name__,
+                callbacks=callbacks,
+            )
+            return studying.study(executor, settings, ranks)
+
+    def _take_in(self, found: Study, ranks: tuple[int, ...], slabs: Slabs) -> None:
+        """Set all that is known of a study."""
+        self.ranks_ = ranks
+        self.samples_ = found.samples
+        self.reads_ = found.reads
+        self.history_ = found.history
+        self.n_iter_ = max(r.n_iter for of_rank in found.restarts.values() for r in of_rank)
+        self.fingerprint_ = found.inspection.fingerprint(slabs.shape, slabs.dtype)
+        self._n_samples = slabs.shape[slabs.transposed]
+        self._best = {k: best_of(of_rank) for k, of_rank in found.restarts.items()}
+        self.stabilities_, self.consensus_ = {}, {}
+        rows = []
+        for k in ranks:
+            row, stability, matrix = measured(found.restarts[k])
+            row["explained_variance"] = interpretation.explained_variance(
+                self._best[k].residual, found.inspection.squares
+            )
+            rows.append((k, *(row[name] for name in COLUMNS)))
+            self.stabilities_[k] = stability
+            if matrix is not None:
+                self.consensus_[k] = matrix
+        kinds = [("rank", np.int64), *((name, np.float64) for name in COLUMNS)]
+        self._table = np.array(rows, dtype=kinds)
+        choice = choose(
+            self._table["rank"], self._table["holdout_error"], self._table["silhouette"]
+        )
+        self.best_rank_, self.runner_up_, self.rule_ = choice
+        logger.info("%s", self.rule_)
+
+    def table(self) -> Array:
+        """One row a rank.
+
+        Returns
+        -------
+        table : structured array
+            ``rank``; of the restart with the lowest objective ``loss``, ``explained_variance``
+            (1 - ||X - WH||² / ||X||²), ``holdout_error`` (mean squared error on hidden entries, or
+            mean deviance) and ``sparseness`` (Hoyer's, mean of the components); of all restarts
+            ``stability`` (mean cosine of matched components), ``silhouette``, ``cophenetic`` and
+            ``dispersion`` (of the consensus of samples). nan: undefined. ``pandas.DataFrame`` takes
+            it as it is.
+        """
+        check_is_fitted(self)
+        return self._table.copy()
+
+    def model(self, rank: int | None = None) -> NMF:
+        """The best restart of a rank (by default ``best_rank_``) as a fitted NMF.
+
+        ``transform`` gives its W: the study keeps none.
+        """
+        check_is_fitted(self)
+        k = self.best_rank_ if rank is None else rank
+        if k not in self._best:
+            raise ParameterError(f"rank={rank!r} was not studied; expected one of {self.ranks_}.")
+        found, model = self._best[k], self._model(int(k))
+        model.components_ = found.H
+        model.n_components_ = found.H.shape[0]
+        model.n_features_in_ = self.n_features_in_
+        if hasattr(self, "feature_names_in_"):
+            model.feature_names_in_ = self.feature_names_in_
+        model.history_ = found.history
+        loss, _ = parameters.check(model)
+        model.reconstruction_err_ = loss.error(found.loss)
+        model.n_iter_, model.outcome_ = found.n_iter, found.outcome
+        model.fingerprint_ = self.fingerprint_
+        model._n_samples = self._n_samples
+        return model
+
+    def plot(self, axes: Any = None) -> list[Any]:
+        """A panel for each column of the table, with ``best_rank_`` marked (matplotlib)."""
+        check_is_fitted(self)
+        from dasknmf.plotting import plot_ranks
+
+        return plot_ranks(self._table, self.best_rank_, axes)
+
+    def report(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write one self-contained HTML file: the choice, table, pictures, how to repeat it."""
+        check_is_fitted(self)
+        from dasknmf.report_study import report_study
+
+        return report_study(self, path, overwrite=overwrite)
+
+    def save(self, store: Any, *, overwrite: bool = False) -> None:
+        """Write the table, and the model of every rank as group ``rank_<k>`` below ``store``.
+
+        ``dasknmf.load(f"{store}/rank_7")`` gives the model of rank 7.
+        """
+        check_is_fitted(self)
+        records = {k: results.record_of(self.model(k), None) for k in self.ranks_}
+        about = {
+            "best_rank": self.best_rank_,
+            "runner_up": self.runner_up_,
+            "rule": self.rule_,
+            "reads": self.reads_,
+            "n_init": int(self.n_init),
+            "fingerprint": self.fingerprint_,
+            "provenance": results.provenance(),
+        }
+        table = {name: self._table[name] for name in ("rank", *COLUMNS)}
+        studies.write(records, table, about, store, overwrite)
+
+
+def checked_ranks(ranks: Any) -> tuple[int, ...]:
+    """Give ranks ascending, or say which of them can't be."""
+    expected = "expected different integers >= 1, such as range(2, 13)"
+    if isinstance(ranks, str | bytes) or not hasattr(ranks, "__iter__"):
+        raise ParameterError(f"ranks={ranks!r}; {expected}.")
+    given = list(ranks)
+    if not given:
+        raise ParameterError(f"ranks={ranks!r} has no rank; {expected}.")
+    for k in given:
+        if isinstance(k, bool | np.bool_) or not isinstance(k, Integral) or k < 1:
+            raise ParameterError(f"ranks={ranks!r} has {k!r}; {expected}.")
+    found = sorted(int(k) for k in given)
+    twice = sorted({k for k in found if found.count(k) > 1})
+    if twice:
+        raise ParameterError(
+            f"ranks={ranks!r} has {twice} more than once; {expected}. n_init= is how many "
+            "restarts each rank gets."
+        )
+    if found != [int(k) for k in given]:
+        logger.info("ranks were sorted: %s", found)
+    return tuple(found)
+
+
+def best_of(found: list[Restart]) -> Restart:
+    """The restart with the lowest objective; of equals, the first."""
+    return min(found, key=lambda restart: restart.objective)
+
+
+def measured(found: list[Restart]) -> tuple[dict[str, float], Float64, Array | None]:
+    """What the restarts of one rank say: criteria by name, stabilities, the consensus of samples.
+
+    Of a single restart, what says how far restarts agree is nan.
+    """
+    best = best_of(found)
+    k = best.H.shape[0]
+    row = dict.fromkeys(COLUMNS, float("nan"))
+    row["loss"], row["holdout_error"] = best.loss, best.held
+    sparse = interpretation.sparseness(best.H)
+    row["sparseness"] = float(np.nanmean(sparse)) if np.isfinite(sparse).any() else float("nan")
+    if len(found) < 2:
+        return row, np.full(k, np.nan), None
+    agreed = restarts.agreement(np.stack([restart.H for restart in found]))
+    row["stability"] = float(np.mean(agreed.stability))
+    row["silhouette"] = float(np.mean(agreed.silhouette))
+    matrix = consensus.consensus(np.stack([restart.labels for restart in found]))
+    row["cophenetic"] = consensus.cophenetic(matrix)
+    row["dispersion"] = consensus.dispersion(matrix)
+    return row, agreed.stability, matrix
