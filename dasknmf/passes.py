@@ -65,9 +65,8 @@ def fit(
                 )  # fmt: skip
                 last = error
     raise ClusterError(
-        f"the fit began {RESTARTS + 1} times, and each time workers died with rows that "
-        f"solver={settings.solver.name!r} carries between passes. solver='als' with compress=False "
-        "carries none, and checkpoint=... keeps them."
+        f"the fit began {RESTARTS + 1} times, and each time workers died with rows that solver="
+        f"{settings.solver.name!r} carries. solver='als' carries none, checkpoint=... keeps them."
     ) from last
 
 
