@@ -109,9 +109,9 @@ MUTANTS = [
         "test_few_passes.py::test_rows_that_would_raise_the_objective_are_not_taken",
     ),
     Mutant(
-        "a resumed pass begins with its first wave", "passes.py",
+        "a resumed pass leaves a wave out", "passes.py",
         "for number in range(state.wave, len(self.waves)):",
-        "for number in range(len(self.waves)):", RESUMED,
+        "for number in range(state.wave + (state.wave > 0), len(self.waves)):", RESUMED,
     ),
     Mutant(
         "a checkpoint forgets how far rows may be off", "packing.py",
