@@ -81,6 +81,11 @@ class Keeper:
 
     commits = 0
 
+    @property
+    def way(self) -> str:
+        """How a fit starts anew."""
+        return "begins again from its start"
+
     def restore(self, executor: Executor) -> State | None:
         """Give the state to go on from, rows on the workers; None: begin."""
         return None
@@ -147,6 +152,13 @@ class CheckpointKeeper(Keeper):
     _met: float = 0.0  # time of the last boundary
     _longest: float = 0.0  # seconds between two
     _slowest: float = 0.0  # seconds of a save
+
+    @property
+    def way(self) -> str:
+        """How a fit starts anew."""
+        if self.run.newest is None:
+            return "begins again from its start"
+        return f"goes on from commit {self._number()}"
 
     def restore(self, executor: Executor) -> State | None:
         """The newest good commit's state, with its rows back on the workers."""

@@ -60,8 +60,8 @@ def fit(
             except RowsLostError as error:
                 attempt, commits = 1 + (attempt if commits == keeper.commits else 0), keeper.commits
                 logger.warning(
-                    "%s: the fit begins again from its last commit, or else its start, to the same "
-                    "numbers (%d of %d)", error, attempt, RESTARTS,
+                    "%s: the fit %s, to the same numbers (%d of %d)",
+                    error, keeper.way, attempt, RESTARTS,
                 )  # fmt: skip
                 last = error
     raise ClusterError(

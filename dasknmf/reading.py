@@ -20,6 +20,7 @@ from dasknmf.numerics.kernels import Array, Float64
 from dasknmf.parallel import inputs, make_executor
 from dasknmf.parallel.inputs import Labels
 from dasknmf.parallel.slabs import cut
+from dasknmf.validation import validated
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -156,7 +157,7 @@ class Reading:
                 f"n={n!r}; expected at least 2: coherence is about pairs of words."
             )
         words = sorted({int(word) for topic in topics for word in topic})
-        slabs = cut(self._validated(X, reset=False), whole_rows=True)  # type: ignore[attr-defined]
+        slabs = cut(validated(self, X, reset=False), whole_rows=True)
         with make_executor(slabs, client) as executor:
             counts = executor.run(CountDocuments(tuple(words))).sums
         counts.inspection.raise_if_bad(False, type(self).__name__)
@@ -176,7 +177,7 @@ class Reading:
             Lazy where X is a Dask array.
         """
         W = self._rows(W)
-        X = self._validated(X, reset=False)  # type: ignore[attr-defined]
+        X = validated(self, X, reset=False)
         if X.shape[0] != W.shape[0]:
             raise DataError(
                 f"X has {X.shape[0]} rows, but W has {W.shape[0]}; expected W of the same samples. "

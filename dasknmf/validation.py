@@ -11,10 +11,10 @@ from dasknmf.parallel import inputs
 from dasknmf.storage import arrays
 
 if TYPE_CHECKING:
-    from dasknmf.estimator import NMF
+    pass
 
 
-def validated(model: NMF, X: Any, *, reset: bool) -> Any:
+def validated(model: Any, X: Any, *, reset: bool) -> Any:
     """Give X as numpy, scipy CSR/CSC or Dask; values are looked at while it is read."""
     X = arrays.opened(inputs.unwrap(X))
     inputs.refuse_early(X)

@@ -226,6 +226,17 @@ def test_the_time_limit_counts_what_lies_ahead():
     assert "10 s" in stop.reason(11.0)
 
 
+@pytest.fixture
+def usual_handlers():
+    """Those of a fresh process: who runs the tests may have set others."""
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("usual_handlers")
 def test_a_signal_asks_once_and_then_acts():
     stop = Stop()
     before = signal.getsignal(signal.SIGTERM)
@@ -300,7 +311,7 @@ def test_failed_commits_are_warned_of_and_then_end_the_fit(rng, tmp_path, monkey
         pytest.warns(dasknmf.StoreWarning),
         pytest.raises(StoreError, match="commits in a row failed"),
     ):
-        NMF(K, checkpoint=tmp_path / "other", **parameters).fit(X)
+        NMF(K, checkpoint=tmp_path / "other", **{**parameters, "max_iter": 2000}).fit(X)
 
 
 def loaded_soon(run):
