@@ -352,13 +352,9 @@ def _pieces(table: Sequence[Any]) -> dict[str, list[int]]:
     """
     pieces: dict[str, list[int]] = {}
     for i, (dtype, shape) in enumerate(table):
-        large = _size(shape) * np.dtype(dtype).itemsize >= ALONE
+        large = math.prod(shape) * np.dtype(dtype).itemsize >= ALONE
         pieces.setdefault(f"{dtype}-{i}" if large else dtype, []).append(i)
     return pieces
-
-
-def _size(shape: Sequence[int]) -> int:
-    return math.prod(shape)
 
 
 def read_objects(objects: Any, commit: Commit, prefix: str) -> dict[str, bytes]:
@@ -395,7 +391,7 @@ def _arrays(objects: Any, commit: Commit, table: Sequence[Any]) -> list[Array]:
     arrays: list[Array] = [np.empty(0)] * len(table)
     for name, members in _pieces(table).items():
         flat = blobs.read_array(f"state/{name}", read_objects(objects, commit, f"state/{name}/"))
-        edges = np.cumsum([0, *(_size(table[i][1]) for i in members)])
+        edges = np.cumsum([0, *(math.prod(table[i][1]) for i in members)])
         for i, start, stop in zip(members, edges, edges[1:], strict=False):
             arrays[i] = flat[start:stop].reshape(table[i][1])
     return arrays
