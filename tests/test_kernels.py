@@ -1,5 +1,8 @@
 """Pieces below the solvers: precision of sums, tiles, random numbers, plans, merging."""
 
+import os
+import subprocess
+import sys
 from itertools import chain, pairwise
 
 import naive
@@ -185,3 +188,26 @@ def test_every_array_is_aligned_before_it_is_used(rng):
     kept = rng.random((4, 3))
     assert np.shares_memory(kernels.own(kept), kept)
     assert kept.flags.writeable
+
+
+ROWS = """
+import hashlib
+import numpy as np
+import scipy.sparse as sp
+from dasknmf.numerics.kernels import loops, own
+rng = np.random.default_rng(0)
+V = sp.csr_array(rng.poisson(1.0, (20_000, 16)) * rng.gamma(1.0, 1.0, (20_000, 16)))
+F, rows, none = own(rng.random((16, 3))), np.zeros((20_000, 3)), np.zeros((0, 3))
+data = (own(V.indptr), own(V.indices), own(V.data))
+weight = own(F.sum(axis=0)[None])
+loops("kl").csr_rows(*data, F, weight, 0.0, (2, 60, 1e-7), rows, none, none)
+print(hashlib.sha256(rows).hexdigest())
+"""
+
+
+def test_what_was_just_compiled_gives_the_bits_of_what_is_cached(tmp_path):
+    """One row in thousands differed while helpers were compiled apart from their callers."""
+    known = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    digests = [subprocess.check_output([sys.executable, "-c", ROWS], env=known) for _ in range(2)]
+    assert len(list(tmp_path.rglob("*.nbc"))) == 1  # the second was loaded
+    assert digests[0] == digests[1]

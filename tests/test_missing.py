@@ -386,12 +386,12 @@ def test_a_cluster_gives_the_bits_of_threads(client, rng, many_slabs, monkeypatc
         model.fit(given, weights=weights, client=client)
         there, held = model.components_, model.history_["holdout"]
         slabs = observed(cut(given), given, weights, Rule(ZERO, Holdout(0.1, 0)))
-        monkeypatch.setattr("dasknmf.parallel.active_client", lambda: None)
-        assert isinstance(make_executor(slabs), ThreadsExecutor)
-        model.fit(given, weights=weights)
+        with monkeypatch.context() as patch:
+            patch.setattr("dasknmf.parallel.active_client", lambda: None)
+            assert isinstance(make_executor(slabs), ThreadsExecutor)
+            model.fit(given, weights=weights)
         np.testing.assert_array_equal(there, model.components_)
         np.testing.assert_array_equal(held, model.history_["holdout"])
-        monkeypatch.undo()
 
 
 # ---- bad input ----------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def figure():
 
 
 def test_the_report_of_a_fit_tells_what_the_model_knows(fitted, tmp_path):
-    before = dict(matplotlib.rcParams)
+    before, figures = dict(matplotlib.rcParams), plt.get_fignums()
     path = fitted.report(tmp_path / "fit.html", shape=(6, 10))
     assert path == tmp_path / "fit.html"
     page = read(path)
@@ -123,7 +123,7 @@ def test_the_report_of_a_fit_tells_what_the_model_knows(fitted, tmp_path):
                 image.verify()
         else:
             assert ElementTree.fromstring(data).tag.endswith("svg")
-    assert plt.get_fignums() == []
+    assert plt.get_fignums() == figures
     assert dict(matplotlib.rcParams) == before
 
 

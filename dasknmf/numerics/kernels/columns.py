@@ -4,13 +4,11 @@ min over h within a box of  1/2 h C_j h - b_j h       C_j: k × k, from one redu
 """
 
 import numpy as np
-from numba import njit
 
-# Sums may be regrouped for vector registers; infinities and NaN keep their meaning.
-_fast = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+from dasknmf.numerics.kernels.compiling import REGROUP, entry
 
 
-@_fast
+@entry(REGROUP)
 def newton_columns(old, counts, pull, curvature, ridge, box, sweeps, out):
     """Minimise every column's model 1/2 h C h - pull h near its old value, by coordinate descent.
 

@@ -7,14 +7,13 @@ any slab.
 """
 
 import numpy as np
-from numba import njit
+
+from dasknmf.numerics.kernels.compiling import entry, helper
 
 FLOOR = 1e-15  # smallest model value W H, in units of the largest, that a ratio may meet
 
-_compile = njit(nogil=True, cache=True, error_model="numpy")
 
-
-@_compile
+@entry()
 def csr_matmul(indptr, indices, data, fixed, out):
     """out[i] = Σ_j v_ij fixed[j]: a CSR slab times a tall factor."""
     k = fixed.shape[1]
@@ -30,7 +29,7 @@ def csr_matmul(indptr, indices, data, fixed, out):
             out[i, a] = row[a]
 
 
-@_compile
+@entry()
 def csr_t_matmul(indptr, indices, data, fixed, out):
     """out[j] += Σ_i v_ij fixed[i]: the transpose of a CSR slab times a tall factor."""
     k = fixed.shape[1]
@@ -42,7 +41,7 @@ def csr_t_matmul(indptr, indices, data, fixed, out):
                 out[j, a] += v * fixed[i, a]
 
 
-@_compile
+@entry()
 def csr_model_dot(indptr, indices, data, rows, columns):
     """Σ v_ij (W H)_ij over the stored entries."""
     total = 0.0
@@ -57,7 +56,7 @@ def csr_model_dot(indptr, indices, data, rows, columns):
     return total
 
 
-@_compile
+@helper()
 def _divergence(v, wh, beta):
     """d_beta(v | wh) of one entry (Févotte & Idier 2011, eq. 2), 0 where both are zero."""
     y = max(wh, FLOOR)
@@ -72,7 +71,7 @@ def _divergence(v, wh, beta):
     return (first + (beta - 1.0) * power * y - beta * v * power) / (beta * (beta - 1.0))
 
 
-@_compile
+@entry()
 def beta_weights(block, model, unit, beta, pos):
     """Turn a tile of W H into v y^(beta-2) in place, y^(beta-1) into ``pos``; give the loss.
 
@@ -95,7 +94,7 @@ def beta_weights(block, model, unit, beta, pos):
     return total
 
 
-@_compile
+@entry()
 def csr_kl_terms(indptr, indices, data, rows, columns, unit, move_rows, neg):
     """Kullback-Leibler numerator over the stored entries; returns Σ v log(v/y) - v, in ``unit``."""
     total = 0.0
@@ -120,7 +119,7 @@ def csr_kl_terms(indptr, indices, data, rows, columns, unit, move_rows, neg):
     return total
 
 
-@_compile
+@entry()
 def csr_beta_terms(indptr, indices, data, rows, columns, unit, beta, move_rows, neg, pos):
     """Any beta on a CSR slab: every entry of the model counts, one row of W H at a time."""
     total = 0.0
@@ -154,7 +153,7 @@ def csr_beta_terms(indptr, indices, data, rows, columns, unit, beta, move_rows, 
     return total
 
 
-@_compile
+@entry()
 def inspect_values(values, counts, first, sums):
     """One walk over stored values: counts of bad ones, where they start, and the sums.
 

@@ -12,8 +12,8 @@ least squares); R. Bro, S. de Jong, J. Chemometrics 11, 1997 (the active set).
 """
 
 import numpy as np
-from numba import njit
 
+from dasknmf.numerics.kernels.compiling import REGROUP, entry, helper
 from dasknmf.numerics.kernels.kl import _dot, _four_dots
 
 SWEEPS = 8  # of coordinate descent before the active set takes over
@@ -21,15 +21,11 @@ LOST = 1e-13  # of the shared diagonal: what is left of it is rounding
 DEPENDENT = 1e-12  # of a column's squared norm: what others leave of it is rounding
 REMAINS = 1e-24  # of the largest share in a row's squared norm, likewise
 
-_compile = njit(nogil=True, cache=True, error_model="numpy")
-# Sums may be regrouped for vector registers; infinities and NaN keep their meaning.
-_fast = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
-
 
 BLOCK = 256  # entries of a row that are gathered at a time
 
 
-@_fast
+@helper(REGROUP)
 def _add_gram(B, d, m, packed):
     """Add Σ d_p b_p b_pᵀ of the first m columns of ``B`` (component × entry)."""
     x = np.empty(m)
@@ -51,7 +47,7 @@ def _add_gram(B, d, m, packed):
         first += a + 1
 
 
-@_fast
+@entry(REGROUP)
 def row_terms(marks, lists, F, cross, own):
     """Add every row's c and what its G deviates by, from the other factor ``F``."""
     oi, ov, ow, di, dw = lists
@@ -72,7 +68,7 @@ def row_terms(marks, lists, F, cross, own):
             _add_gram(B, d, m, own[i])
 
 
-@_fast
+@entry(REGROUP)
 def column_terms(marks, lists, W, cross, own):
     """Add a tile's share of every column's c and what its G deviates by."""
     oi, ov, ow, di, dw = lists
@@ -97,7 +93,7 @@ def column_terms(marks, lists, W, cross, own):
                 own[j, t] += f * outer[t]
 
 
-@_compile
+@helper()
 def _unpack(packed, gram, share, G):
     """G = share gram + what is packed; a diagonal of which only rounding is left becomes zero."""
     k = G.shape[0]
@@ -109,7 +105,7 @@ def _unpack(packed, gram, share, G):
             G[a, a] = 0.0
 
 
-@_compile
+@helper()
 def _gradient(G, c, w, g):
     """Gradient g = c - G w; zero where G has nothing on its diagonal."""
     for a in range(c.size):
@@ -121,7 +117,7 @@ def _gradient(G, c, w, g):
                     g[a] -= G[a, b] * w[b]
 
 
-@_compile
+@helper()
 def _sweep(G, c, w, g, sweeps, scale):
     """Coordinate descent until the gains to come are below ``scale``; True if they are."""
     before = 0.0
@@ -144,7 +140,7 @@ def _sweep(G, c, w, g, sweeps, scale):
     return False
 
 
-@_compile
+@helper()
 def _step_on(G, g, free, size, chol, step):
     """Solve G step = g on the free coefficients; those that depend on others before stand still.
 
@@ -175,7 +171,7 @@ def _step_on(G, g, free, size, chol, step):
             step[m] -= chol[i, m] * step[i]
 
 
-@_compile
+@helper()
 def _take(G, w, g, free, size, step):
     """Take the step, clipped at zero if that lowers the objective, else to the first bound.
 
@@ -199,7 +195,7 @@ def _take(G, w, g, free, size, step):
     return first < 0
 
 
-@_compile
+@helper()
 def _finish(G, c, w, g, scale, free, chol, step):
     """Newton steps on the positive coefficients; bound ones that the gradient calls are freed."""
     k, steps = c.size, 0
@@ -228,7 +224,7 @@ def _finish(G, c, w, g, scale, free, chol, step):
         steps = steps + 1 if _take(G, w, g, free, size, step) else 0
 
 
-@_compile
+@helper()
 def _drop_rounding(G, w):
     """Make zero what explains next to nothing beside the row's largest coefficient.
 
@@ -243,7 +239,7 @@ def _drop_rounding(G, w):
             w[a] = 0.0
 
 
-@_compile
+@entry()
 def solve_each(cross, gram, own, share, ridge, tol, gain, out):
     """Solve min 1/2 w G_i w - c_i w, w >= 0, for every row, from what ``out`` holds, in place.
 
@@ -279,7 +275,7 @@ def solve_each(cross, gram, own, share, ridge, tol, gain, out):
         _drop_rounding(G, w)
 
 
-@_fast
+@entry(REGROUP)
 def quadratic(own, F):
     """Σ_j f_j own_j f_jᵀ: what the deviations add to the model's squared norm."""
     total = 0.0
@@ -294,7 +290,7 @@ def quadratic(own, F):
     return total
 
 
-@_fast
+@entry(REGROUP)
 def squared_error(mark, index, v, m, W, F):
     """Σ m (v - w f)² over listed entries; ``mark``: where the list of each row ends."""
     total = 0.0
@@ -307,7 +303,7 @@ def squared_error(mark, index, v, m, W, F):
     return total
 
 
-@_fast
+@entry(REGROUP)
 def divergence(mark, index, v, m, W, F):
     """Kullback-Leibler Σ m (v log(v/y) - v + y) over listed entries, y at least 1e-6 v."""
     total = 0.0
@@ -323,7 +319,7 @@ def divergence(mark, index, v, m, W, F):
     return total
 
 
-@_fast
+@entry(REGROUP)
 def prices(marks, lists, base, F, sums, out):
     """Give every row's Σ_j m_ij f_j; what is left of a sum by rounding alone becomes zero."""
     others, deviation = lists[3], lists[4]
@@ -338,7 +334,7 @@ def prices(marks, lists, base, F, sums, out):
                 out[i, a] = 0.0
 
 
-@_fast
+@entry(REGROUP)
 def masses(marks, lists, W, mass):
     """Add what Σ_i m_ij w_i of every column deviates by from the sum over rows of base 1."""
     others, deviation = lists[3], lists[4]

@@ -9,17 +9,16 @@ The hash: D. Lea, C. H. Flood, G. L. Steele: Fast splittable pseudorandom number
 """
 
 import numpy as np
-from numba import njit
+
+from dasknmf.numerics.kernels.compiling import entry, helper
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 MIX_2 = np.uint64(0x94D049BB133111EB)
 S27, S30, S31 = np.uint64(27), np.uint64(30), np.uint64(31)
 
-_compile = njit(nogil=True, cache=True, error_model="numpy")
 
-
-@_compile
+@helper()
 def _mix(x):
     """Finaliser of SplitMix64."""
     x = (x ^ (x >> S30)) * MIX_1
@@ -27,26 +26,26 @@ def _mix(x):
     return x ^ (x >> S31)
 
 
-@_compile
+@helper()
 def _row_key(seed, row):
     """What the columns of a row are hashed with."""
     return _mix(seed + GOLDEN * np.uint64(row + 1))
 
 
-@_compile
+@helper()
 def _word(key, column):
     """64 bits for an entry."""
     return _mix(key + GOLDEN * np.uint64(column + 1))
 
 
-@_compile
+@entry()
 def hashed(seed, rows, columns, out):
     """The word of every listed entry."""
     for p in range(rows.size):
         out[p] = _word(_row_key(seed, rows[p]), columns[p])
 
 
-@_compile
+@entry()
 def grid_rows(v, m, whole, seed, below, names, swapped, base, marks, lists):
     """Lists of a dense tile ``v``; NaN is missing, ``m`` the weights (or empty: all 1).
 
@@ -89,7 +88,7 @@ def grid_rows(v, m, whole, seed, below, names, swapped, base, marks, lists):
         marks[i + 1, 0], marks[i + 1, 1], marks[i + 1, 2] = observed, deviating, held
 
 
-@_compile
+@entry()
 def listed_rows(indptr, index, v, m, seed, below, names, swapped, marks, lists):
     """The same of rows that are lists themselves: what they do not name is missing.
 
@@ -118,7 +117,7 @@ def listed_rows(indptr, index, v, m, seed, below, names, swapped, marks, lists):
         marks[i + 1, 0], marks[i + 1, 1], marks[i + 1, 2] = observed, observed, held
 
 
-@_compile
+@entry()
 def looked_up(indptr, indices, data, at, index, out):
     """Values of a CSR matrix with sorted indices at entries listed by rows (``at``, ``index``)."""
     for i in range(indptr.size - 1):

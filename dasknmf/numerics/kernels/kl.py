@@ -14,17 +14,14 @@ with variable selection for NMF, KDD 2011 (coordinate Newton for Kullback-Leible
 """
 
 import numpy as np
-from numba import njit
+
+from dasknmf.numerics.kernels.compiling import REGROUP, entry, helper
 
 MODEL_SWEEPS = 100  # coordinate sweeps on the k × k model of a row: k² each, next to k² per entry
 HALVINGS = 40
 
-_compile = njit(nogil=True, cache=True, error_model="numpy")
-# Sums may be regrouped for vector registers; infinities and NaN keep their meaning.
-_fast = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 
-
-@_fast
+@helper(REGROUP)
 def _dot(x, y, m):
     """Σ x y over the first m entries."""
     total = 0.0
@@ -33,7 +30,7 @@ def _dot(x, y, m):
     return total
 
 
-@_fast
+@helper(REGROUP)
 def _four_dots(x, rows, m):
     """Four products with one load of x."""
     s, t, u, v = 0.0, 0.0, 0.0, 0.0
@@ -46,7 +43,7 @@ def _four_dots(x, rows, m):
     return s, t, u, v
 
 
-@_fast
+@helper(REGROUP)
 def _pull(v, y, z, t, m):
     """Σ v z / (y + t z): what the logarithms contribute to the slope at y + t z."""
     total = 0.0
@@ -55,7 +52,7 @@ def _pull(v, y, z, t, m):
     return total
 
 
-@_fast
+@helper(REGROUP)
 def _mix(u, B, y, m):
     """Mix y = Σ_a u_a B_a, skipping the zeros of u."""
     y[:m] = 0.0
@@ -65,7 +62,7 @@ def _mix(u, B, y, m):
                 y[j] += u[a] * B[a, j]
 
 
-@_fast
+@helper(REGROUP)
 def _curvature(B, q, x, free, f, m, C):
     """C = B diag(q) Bᵀ on the free components; x is scratch."""
     for i in range(f):
@@ -83,7 +80,7 @@ def _curvature(B, q, x, free, f, m, C):
             C[b, i] = C[i, b]
 
 
-@_compile
+@helper()
 def _minimise_model(C, g, low, d, f, tol):
     """Minimise g d + 1/2 d C d over d >= low, coordinate by coordinate; g ends as the gradient.
 
@@ -106,7 +103,7 @@ def _minimise_model(C, g, low, d, f, tol):
             return
 
 
-@_compile
+@helper()
 def _gradient(u, rho, B, r, m, g):
     """g_a = 1 + rho_a u_a - Σ_j r_j B_aj; gives a bound on how far the row is from its optimum.
 
@@ -120,7 +117,7 @@ def _gradient(u, rho, B, r, m, g):
     return slack - lowest
 
 
-@_compile
+@helper()
 def _multiply(u, rho, g):
     """One EM step (Lee & Seung 2001); with an L2 penalty the root of rho u² + u = numerator."""
     for a in range(u.size):
@@ -128,7 +125,7 @@ def _multiply(u, rho, g):
         u[a] = n if rho[a] == 0.0 else 2.0 * n / (1.0 + np.sqrt(1.0 + 4.0 * rho[a] * n))
 
 
-@_compile
+@helper()
 def _length(v, y, z, slope, bend, m):
     """A step 1, 1/2, 1/4 ... along z that surely lowers the row's objective.
 
@@ -146,7 +143,7 @@ def _length(v, y, z, slope, bend, m):
     return 0.0
 
 
-@_compile
+@helper()
 def _newton(v, B, m, u, rho, g, gap, wide, small, C, free):
     """One projected Newton step in u, safeguarded; False if there was nothing to gain."""
     y, r, z, x = wide[1], wide[2], wide[3], wide[4]
@@ -177,7 +174,7 @@ def _newton(v, B, m, u, rho, g, gap, wide, small, C, free):
     return t > 0.0
 
 
-@_compile
+@helper()
 def _solve_row(v, B, m, u, rho, rule, wide, small, C, free):
     """Bring u to the optimum: ``rule`` = (EM steps, Newton steps, tolerance on the gap).
 
@@ -199,7 +196,7 @@ def _solve_row(v, B, m, u, rho, rule, wide, small, C, free):
         _mix(u, B, y, m)
 
 
-@_fast
+@helper(REGROUP)
 def _gather(values, index, count, Ht, inverse, v, B, keep):
     """Bring the columns that a row meets into B; give the number of entries that can be fitted.
 
@@ -226,7 +223,7 @@ def _gather(values, index, count, Ht, inverse, v, B, keep):
     return m
 
 
-@_fast
+@helper(REGROUP)
 def _add_outer(w, ratio, q, neg, curvature):
     """Add ratio w to a column's numerator and q w wᵀ to its packed curvature (if not empty)."""
     for a in range(w.size):
@@ -242,7 +239,7 @@ def _add_outer(w, ratio, q, neg, curvature):
         first += a + 1
 
 
-@_fast
+@helper(REGROUP)
 def _share(w, v, y, index, m, mass, neg, curvature, small, free):
     """Add the row's numerator, and its packed curvature if that is asked for; give Σ v log(v/y)."""
     f, value = 0, 0.0
@@ -272,7 +269,7 @@ def _share(w, v, y, index, m, mass, neg, curvature, small, free):
     return value * mass
 
 
-@_compile
+@helper()
 def _workspace(width, k):
     """Scratch of one slab: entries (v, y, r, z, x), components, B, C, free components."""
     return (
@@ -281,7 +278,7 @@ def _workspace(width, k):
     )  # fmt: skip
 
 
-@_compile
+@helper()
 def _row(values, index, count, mass, Ht, weight, l2, rule, keep, work, out, neg, curvature):
     """One row from its entries: solve, share, and give Σ v log(v/y) - v."""
     wide, small, B, C, free, u, rho = work
@@ -311,7 +308,7 @@ def _row(values, index, count, mass, Ht, weight, l2, rule, keep, work, out, neg,
     return value + _share(out, v, y, index, m, fitted, neg, curvature, small, free)
 
 
-@_compile
+@entry()
 def csr_rows(indptr, indices, data, Ht, weight, l2, rule, out, neg, curvature):
     """Solve the rows of a CSR slab into ``out``, add their terms; give Σ v log(v/y) - v.
 
@@ -342,7 +339,7 @@ def csr_rows(indptr, indices, data, Ht, weight, l2, rule, out, neg, curvature):
     return value
 
 
-@_compile
+@entry()
 def dense_rows(V, Ht, weight, l2, rule, out, neg, curvature):
     """Solve the rows of a dense slab; whole rows share one block B."""
     width = max(V.shape[1], 1)

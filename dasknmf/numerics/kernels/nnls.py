@@ -12,7 +12,8 @@ R. Bro, S. de Jong: A fast non-negativity-constrained least squares algorithm, J
 """
 
 import numpy as np
-from numba import njit
+
+from dasknmf.numerics.kernels.compiling import CONTRACT, entry, helper
 
 TILE = 64  # rows that march in step: many vector registers, so that loops over lanes pay
 
@@ -20,11 +21,8 @@ ROUND = 4  # sweeps between two packings of the rows that still move
 ROUNDING = 1e-15
 PATIENCE = 12  # sweeps that cost less than the rounds of the active set that they save
 
-# "contract": a product and a sum may become one instruction, always the same one on one machine.
-_compile = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
 
-
-@_compile
+@helper(CONTRACT)
 def _gather(rows, live, start, tile):
     """Bring the listed rows into a tile: component × lane, lanes without a row zero."""
     count = min(TILE, live.size - start)
@@ -35,7 +33,7 @@ def _gather(rows, live, start, tile):
     return count
 
 
-@_compile
+@helper(CONTRACT)
 def _scatter(tile, live, start, count, rows):
     """Put a tile back into its rows."""
     for t in range(count):
@@ -43,7 +41,7 @@ def _scatter(tile, live, start, count, rows):
             rows[live[start + t], a] = tile[a, t]
 
 
-@_compile
+@helper(CONTRACT)
 def _tolerance(gram, c, tol, scale):
     """scale[t] = tol² max_a c_a² / G_aa, what counts as zero for a squared gradient over G_aa."""
     scale[:] = 0.0
@@ -53,7 +51,7 @@ def _tolerance(gram, c, tol, scale):
                 scale[t] = max(scale[t], tol * tol * c[a, t] * c[a, t] / gram[a, a])
 
 
-@_compile
+@helper(CONTRACT)
 def _energy(c, w, gain, scale):
     """Raise scale[t] to 2 gain (c w), which is what a sweep that gains too little brings."""
     for t in range(TILE):
@@ -63,7 +61,7 @@ def _energy(c, w, gain, scale):
         scale[t] = max(scale[t], 2.0 * gain * energy)
 
 
-@_compile
+@helper(CONTRACT)
 def _gradient(gram, c, w, a, g):
     """g[t] = c_a - (G w)_a of every lane, four components a step: g is then written less often."""
     k = gram.shape[0]
@@ -80,7 +78,7 @@ def _gradient(gram, c, w, a, g):
             g[t] -= factor * w[b, t]
 
 
-@_compile
+@helper(CONTRACT)
 def _sweep(gram, c, w, sweeps, scale, before, rate, moving):
     """Cyclic coordinate descent; a lane rests when all that is left to gain is within its scale.
 
@@ -115,7 +113,7 @@ def _sweep(gram, c, w, sweeps, scale, before, rate, moving):
             return
 
 
-@_compile
+@helper(CONTRACT)
 def _choose(gram, c, w, scale, steps, gradient, free, moving):
     """Gradient of every lane, and what to do: rest, or a Newton step on the free coefficients.
 
@@ -156,7 +154,7 @@ def _choose(gram, c, w, scale, steps, gradient, free, moving):
                 gradient[a, t] -= gram[a, b] * w[b, t]
 
 
-@_compile
+@helper(CONTRACT)
 def _newton(gram, gradient, free, moving, passive, chol, step):
     """Solve (G[P, P] + E) step = gradient[P] of every lane, P its free coefficients.
 
@@ -197,7 +195,7 @@ def _newton(gram, gradient, free, moving, passive, chol, step):
             step[passive[i], t] = x[i]
 
 
-@_compile
+@helper(CONTRACT)
 def _move(gram, w, gradient, free, step, steps):
     """Take the step, clipped at zero if that lowers the objective, else up to the first bound.
 
@@ -235,13 +233,13 @@ def _move(gram, w, gradient, free, step, steps):
             w[first, t] = 0.0
 
 
-@_compile
+@helper(CONTRACT)
 def _is_slow(gained, rate, scale):
     """Whether the gains to come would still be above ``scale`` after PATIENCE sweeps more."""
     return gained * rate ** (PATIENCE + 1) > scale * (1.0 - rate)
 
 
-@_compile
+@entry(CONTRACT)
 def descend_rows(cross, gram, out, sweeps, tol, gain, finish):
     """Solve min 1/2 w G wᵀ - c wᵀ, w >= 0, for every row of ``out``, in place.
 
@@ -296,7 +294,7 @@ def descend_rows(cross, gram, out, sweeps, tol, gain, finish):
         _finish(cross, gram, out, tol, gain, live)
 
 
-@_compile
+@helper(CONTRACT)
 def _finish(cross, gram, out, tol, gain, live):
     """Rounds of :func:`_choose`, :func:`_newton` and :func:`_move` until every row rests."""
     k = gram.shape[0]
