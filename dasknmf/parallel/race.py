@@ -25,14 +25,15 @@ from dasknmf.numerics.stopping import BRAKE, extrapolated
 from dasknmf.numerics.weighted import squared_norms
 from dasknmf.parallel.blas import ensure_one_thread
 
-CANDIDATES = 6  # random starts where they are cheap against a pass
+CANDIDATES = 4  # random starts where they are cheap against a pass; six found no lower errors
 FEWEST = 3
-FIRST_ROWS = 400  # of the sample, on which all of them run
-SECOND = 2  # random candidates that see the whole sample
+FIRST_ROWS = 300  # of the sample, on which all of them run
+SECOND = 1  # random candidates that see the whole sample, beside the one of the singular vectors
 ROUND = 12  # iterations of a round
 LAST = 20
 EARLY, LATE = 1e-3, 1e-4  # relative change that ends a round, and the last one
-ACCURACY = 1e-5  # of the rows: what may be left to gain, in parts of the squared residual
+ROUGH, ACCURACY = 1e-4, 1e-5  # of the rows, in the first round and then: what may be left to gain,
+# in parts of the squared residual
 BUDGET = 8.0  # passes over V whose arithmetic the first round may cost
 SOLVE = 80.0  # operations of a row solve, in units of k²: half a microsecond at k = 16
 
@@ -46,7 +47,7 @@ class Candidate:
         self.rows: Array | None = None
         self.relative = 0.01  # squared relative error
 
-    def run(self, V: Slab, iterations: int, tol: float) -> None:
+    def run(self, V: Slab, iterations: int, tol: float, accuracy: float = ACCURACY) -> None:
         """Alternate rows and columns on ``V``."""
         ensure_one_thread()
         loss, none = Frobenius(), Penalty()
@@ -55,7 +56,7 @@ class Candidate:
         rows = np.zeros((V.shape[0], k), self.short.dtype)
         ahead, momentum, before = self.short, 0.5, np.inf
         for _ in range(iterations):
-            solver = ALS(tol=1e-8, gain=ACCURACY * self.relative, warm=True)
+            solver = ALS(tol=1e-8, gain=accuracy * self.relative, warm=True)
             if isinstance(V, Observed):
                 (rows,), (terms,) = solver.visit(loss, V, (rows,), (ahead,), none, (solver.gain,))
             else:
@@ -120,7 +121,7 @@ def run_race(
         stream = random.generator(seed, "race", 0, 0)
         few = sample[np.sort(stream.choice(rows, FIRST_ROWS, replace=False))]
     with ThreadPoolExecutor(CPU_COUNT) as pool:
-        racing = _round(pool, racing, few, ROUND, EARLY)
+        racing = _round(pool, racing, few, ROUND, EARLY, ROUGH)
         racing = seeded + racing[: max(SECOND, survivors)]
         racing = _round(pool, racing, sample, ROUND, EARLY)
         return _round(pool, racing[:survivors], sample, LAST, LATE)
@@ -149,7 +150,12 @@ def _svd_start(sample: Slab, k: int, seed: int) -> Array:
 
 
 def _round(
-    pool: ThreadPoolExecutor, racing: list[Candidate], V: Any, iterations: int, tol: float
+    pool: ThreadPoolExecutor,
+    racing: list[Candidate],
+    V: Any,
+    iterations: int,
+    tol: float,
+    accuracy: float = ACCURACY,
 ) -> list[Candidate]:
-    list(pool.map(lambda candidate: candidate.run(V, iterations, tol), racing))
+    list(pool.map(lambda candidate: candidate.run(V, iterations, tol, accuracy), racing))
     return sorted(racing, key=lambda candidate: (candidate.relative, candidate.number))
