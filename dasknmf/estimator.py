@@ -20,6 +20,7 @@ from dasknmf.numerics.stopping import RelativeChange
 from dasknmf.parallel import inputs, make_executor, starts
 from dasknmf.parallel.observing import observed
 from dasknmf.parallel.slabs import cut
+from dasknmf.partial import Partial, drop
 from dasknmf.reading import Reading
 from dasknmf.settings import Result, Settings
 from dasknmf.storage import arrays
@@ -28,7 +29,7 @@ from dasknmf.validation import validated
 SEEN = ("n_features_in_", "feature_names_in_")  # set before the data's values are known
 
 
-class NMF(Reading, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class NMF(Reading, Partial, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Non-negative matrix factorisation X ≈ W H, out of core and on clusters.
 
     Minimises, over W >= 0 (n_samples × k) and H >= 0 (k × n_features),
@@ -274,6 +275,7 @@ class NMF(Reading, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             self.__dict__.update(known)
             raise
         self.__dict__.pop("W_", None)
+        drop(self)
         self.__dict__.update(fitted)
         results.warn_of(self, found)
 
@@ -324,8 +326,7 @@ class NMF(Reading, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
                 callbacks=callbacks,
             )
             keeper = stack.enter_context(resuming.opened(self, settings, executor))
-            given = X if keep_rows else None
-            take = partial(results.fitted, self, executor=executor, X=given)
+            take = partial(results.fitted, self, executor=executor, X=X if keep_rows else None)
             return passes.fit(executor, settings, keeper, lambda found: (found, take(found)))
 
     def transform(self, X: Any, *, client: Any = None, weights: Any = None) -> Any:

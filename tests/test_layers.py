@@ -27,6 +27,7 @@ LAYERS = [
         "estimator",
         "study",
         "parameters",
+        "partial",
         "results",
         "resuming",
         "progress",
