@@ -33,6 +33,7 @@ from dasknmf.validation import validated
 if TYPE_CHECKING:
     from dasknmf.estimator import NMF
 
+LIFT = 1e-3  # of the mean of a feature's coefficients
 ALTERNATIONS = 10  # of rows and components on one batch, at most, where others have been seen
 
 
@@ -143,10 +144,22 @@ class Batch(NamedTuple):
         terms = majorant(loss, found.models[0].terms, short)
         return Sums(terms, found.models[0].penalty, squares, float(self.n_samples)), seen
 
+    def lifted(self, Ht: Array) -> Array:
+        """The components without exact zeros, where steps multiply and could not leave them.
+
+        A feature that no batch has had yet is zero in all components, and equally lifted in all.
+        """
+        if not self._multiplies:
+            return Ht
+        mean = np.mean(Ht, axis=1, keepdims=True)
+        floor = LIFT * np.where(mean > 0.0, mean, np.mean(Ht))
+        return np.maximum(Ht, floor).astype(Ht.dtype, copy=False)
+
     def move(self, Ht: Array, sums: Sums) -> Array:
         """Step of the components."""
         penalty = self._penalties(sums.samples)[1]
-        solver = make_solver("auto", self.loss).safest() if self._mixed else self.solver
+        kl = self.loss.kind is not Normal  # whichever its solver: one kind of sums
+        solver = make_solver("auto", self.loss).safest() if kl else self.solver
         return half_step(solver, Ht, as_terms(self.loss, sums.terms, Ht), penalty)
 
     def objective(self, Ht: Array, sums: Sums) -> float:
@@ -155,9 +168,8 @@ class Batch(NamedTuple):
         return bound(self.loss, sums, Ht) + sums.penalty + of_H
 
     @property
-    def _mixed(self) -> bool:
-        """Kullback-Leibler has one kind of sums, whichever its solver."""
-        return self.loss.kind is not Normal
+    def _multiplies(self) -> bool:
+        return self.loss.kind is not Normal or self.solver.name == "mu"
 
     def _penalties(self, samples: float) -> Any:
         m = self.model
@@ -251,7 +263,7 @@ def _first(batch: Batch) -> Found:
 def _next(batch: Batch, seen: Seen) -> Found:
     """Rows and components in turns, over the batch and the sums of those before."""
     model, slabs = batch.model, batch.executor.slabs
-    Ht = model.components_.T
+    Ht = batch.lifted(model.components_.T)
     sums, inspection = batch.visit(Ht, look=True)
     assert inspection is not None
     name = inspection.fingerprint(slabs.shape, slabs.dtype)
