@@ -276,7 +276,7 @@ class NMF(Reading, Partial, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             raise
         self.__dict__.pop("W_", None)
         drop(self)
-        self.__dict__.update(fitted)
+        self.__dict__.update(fitted, _names=inputs.labels_of(X))
         results.warn_of(self, found)
 
     def _fit_validated(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -25,9 +24,9 @@ from dasknmf.parallel import inputs, make_executor
 from dasknmf.parallel.blas import one_thread
 from dasknmf.parallel.driver import half_step
 from dasknmf.parallel.executors import Executor
-from dasknmf.parallel.inputs import Labels
 from dasknmf.parallel.observing import observed
 from dasknmf.parallel.slabs import cut
+from dasknmf.parts import Seen
 from dasknmf.validation import validated
 
 if TYPE_CHECKING:
@@ -35,21 +34,6 @@ if TYPE_CHECKING:
 
 LIFT = 1e-3  # of the mean of a feature's coefficients
 ALTERNATIONS = 10  # of rows and components on one batch, at most, where others have been seen
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What an estimator keeps of all batches: a few arrays of the size of the components.
-
-    batches
-        Fingerprints, by which a batch that comes again is known.
-    history
-        One entry a call.
-    """
-
-    sums: Sums | None = None
-    batches: frozenset[str] = frozenset()
-    history: History = field(default_factory=History)
 
 
 class Partial:
@@ -198,7 +182,7 @@ def _partial_fit(model: NMF, X: Any, start: tuple[Any, Any], client: Any) -> Non
         model._fit(X, start, client, None, keep_rows=False)
     elif start != (None, None):
         warn("W and H start the first call of partial_fit, and are ignored here.", RuntimeWarning)
-    labels = inputs.labels_of(X)
+    given = X
     X = validated(model, X, reset=False)
     slabs = observed(cut(X, whole_rows=True), X, None, parameters.observing(model))
     with one_thread(), make_executor(slabs, client) as executor:
@@ -206,7 +190,9 @@ def _partial_fit(model: NMF, X: Any, start: tuple[Any, Any], client: Any) -> Non
         found = _first(batch) if first else _next(batch, seen)
     _take_in(model, seen, found, began)
     if first or not hasattr(model, "_names"):
-        model._names = Labels(labels.dims, None, labels.features)
+        model._names = inputs.labels_of(given).of_features()
+    else:
+        model._names = model._names.of_features()
 
 
 def _checked(model: NMF) -> tuple[Loss, Solver]:
@@ -255,9 +241,7 @@ def _first(batch: Batch) -> Found:
     assert inspection is not None
     name = inspection.fingerprint(batch.executor.slabs.shape, batch.executor.slabs.dtype)
     loss, objective = (float(model.history_[which][-1]) for which in ("loss", "objective"))
-    return Found(
-        Ht, sums, name, loss, objective, model.n_iter_, model.outcome_, batch.n_samples
-    )
+    return Found(Ht, sums, name, loss, objective, model.n_iter_, model.outcome_, batch.n_samples)
 
 
 def _next(batch: Batch, seen: Seen) -> Found:

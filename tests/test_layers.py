@@ -28,6 +28,7 @@ LAYERS = [
         "study",
         "parameters",
         "partial",
+        "parts",
         "results",
         "resuming",
         "progress",
