@@ -180,7 +180,7 @@ def _partial_fit(model: NMF, X: Any, start: tuple[Any, Any], client: Any) -> Non
     seen: Seen = getattr(model, "_seen", None) or Seen()
     if first:
         model._fit(X, start, client, None, keep_rows=False)
-    elif start != (None, None):
+    elif any(factor is not None for factor in start):
         warn("W and H start the first call of partial_fit, and are ignored here.", RuntimeWarning)
     given = X
     X = validated(model, X, reset=False)

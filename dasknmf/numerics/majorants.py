@@ -70,6 +70,8 @@ def majorant(loss: Loss, terms: Terms, H: Array) -> Normal | Each | Columns | Ma
     """What a batch leaves, from its terms of the H half at ``H``, shape (columns, k)."""
     if isinstance(terms, Normal | Each):
         return terms
+    if isinstance(terms, Split) and loss.degree == 1.0:
+        terms = Columns(_wide(H) * terms.neg, terms.pos, None, None, terms.value)
     if isinstance(terms, Columns):
         bare = terms._replace(value=0.0, pull=None, curvature=None)
         return bare._replace(value=terms.value - _columns_value(bare, _wide(H)))
