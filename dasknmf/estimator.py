@@ -131,6 +131,8 @@ class NMF(Reading, Partial, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         Digest of X's shape, dtype and values, slab by slab.
     n_components_, n_features_in_ : int
         k and the number of columns of X.
+    n_samples_seen_ : int
+        Rows of all batches so far; after ``partial_fit`` only.
     feature_names_in_ : ndarray of str
         Column names, where X is a data frame.
 

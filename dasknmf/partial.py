@@ -83,7 +83,7 @@ class Partial:
         Raises
         ------
         DataError, ParameterError
-            Another number of features, bad values, or parameters that do not go with batches. The
+            Another number of features or components, bad values, or parameters that do not go with batches. The
             estimator is then as it was before.
         """
         before = dict(vars(self))

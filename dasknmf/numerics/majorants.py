@@ -3,7 +3,7 @@
 A batch that was visited at H' with rows W' leaves a function of H that is nowhere below its loss
 min_W D(V | W H), and equal to D(V | W' H') at H = H'. Such functions add up, and scale:
 
-    least squares        1/2 ||V - W'H||², by V ᵀW' and W'ᵀW'
+    least squares        1/2 ||V - W'H||², by VᵀW' and W'ᵀW'
     Kullback-Leibler     const + Σ m h - Σ c log h         c = h' neg,         m = pos
     beta < 1             const + Σ b h + Σ a h^(β-1)/(1-β)      a = h'^(2-β) neg,   b = pos
     1 < beta <= 2        const + Σ b h^β/β - Σ a h^(β-1)/(β-1)  a = h'^(2-β) neg,   b = h'^(1-β) pos
