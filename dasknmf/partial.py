@@ -83,8 +83,8 @@ class Partial:
         Raises
         ------
         DataError, ParameterError
-            Another number of features or components, bad values, or parameters that do not go with batches. The
-            estimator is then as it was before.
+            Another number of features or components, bad values, or parameters that do
+            not go with batches. The estimator is then as it was before.
         """
         before = dict(vars(self))
         try:

@@ -44,14 +44,14 @@ def test_one_batch_is_a_fit(options, kind, rng):
 
 @pytest.mark.parametrize("options", KINDS)
 def test_batches_over_and_over_lead_to_the_error_of_fit(options, rng):
-    X = planted(rng, rows=200, noise=0.3)
-    fitted = NMF(4, random_state=0, **options).fit(X)
-    model = in_batches(NMF(4, random_state=0, **options), X, rounds=1)
+    X = planted(rng, rows=120, noise=0.3)
+    fitted = NMF(3, random_state=0, max_iter=60, **options).fit(X)
+    model = in_batches(NMF(3, random_state=0, max_iter=60, **options), X, rounds=1)
     once = model.reconstruction_err_
-    in_batches(model, X, rounds=5)
+    in_batches(model, X, rounds=4)
     assert model.reconstruction_err_ < min(1.05 * fitted.reconstruction_err_, once * 1.001)
-    assert model.n_samples_seen_ == 1200
-    assert len(model.history_["loss"]) == 30
+    assert model.n_samples_seen_ == 600
+    assert len(model.history_["loss"]) == 15
 
 
 def test_the_sums_are_those_of_the_rows_of_every_batch(rng):
@@ -119,7 +119,7 @@ def test_missing_entries_are_missing_in_batches_too(rng):
 
 def test_what_batches_left_goes_on_to_the_same_bits_pickled_saved_or_not(rng, tmp_path):
     X = planted(rng)
-    for number, options in enumerate((*KINDS, {"beta_loss": 1.5, "max_iter": 30})):
+    for number, options in enumerate((KINDS[0], KINDS[3], {"beta_loss": 1.5, "max_iter": 10})):
         model = in_batches(NMF(3, random_state=0, **options), X[:80])
         model.save(tmp_path / f"{number}.zarr", W=model.transform(X))
         others = [pickle.loads(pickle.dumps(model)), dasknmf.load(tmp_path / f"{number}.zarr")]
