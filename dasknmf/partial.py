@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
@@ -14,7 +15,7 @@ from dasknmf.numerics.errors import ParameterError, warn
 from dasknmf.numerics.inspection import Inspection
 from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.losses import Loss
-from dasknmf.numerics.majorants import Sums, added, as_terms, bound, majorant, scaled
+from dasknmf.numerics.majorants import Sums, added, as_terms, bound, majorant
 from dasknmf.numerics.penalties import make_penalties
 from dasknmf.numerics.solvers import Solver, make_solver
 from dasknmf.numerics.stopping import EXACT_BELOW, Outcome, RelativeChange
@@ -56,8 +57,8 @@ class Partial:
         their sums are those of the components that they met.
 
         A batch that comes again (the same values, in the same chunks) is not counted twice: it
-        takes the place of as many rows of the past. Going through all batches over and over so
-        leads to where ``fit`` would go, if more slowly.
+        begins a new round, whose rows take the place of as many of the rounds before. Going through
+        all batches over and over, in any order, so leads towards where ``fit`` goes.
 
         Parameters
         ----------
@@ -225,6 +226,7 @@ class Found(NamedTuple):
 
     Ht: Array
     sums: Sums
+    kept: Seen
     batch: str
     loss: float
     objective: float
@@ -241,7 +243,10 @@ def _first(batch: Batch) -> Found:
     assert inspection is not None
     name = inspection.fingerprint(batch.executor.slabs.shape, batch.executor.slabs.dtype)
     loss, objective = (float(model.history_[which][-1]) for which in ("loss", "objective"))
-    return Found(Ht, sums, name, loss, objective, model.n_iter_, model.outcome_, batch.n_samples)
+    kept = Seen(sums, batches=frozenset({name}))
+    return Found(
+        Ht, sums, kept, name, loss, objective, model.n_iter_, model.outcome_, batch.n_samples
+    )
 
 
 def _next(batch: Batch, seen: Seen) -> Found:
@@ -251,10 +256,8 @@ def _next(batch: Batch, seen: Seen) -> Found:
     sums, inspection = batch.visit(Ht, look=True)
     assert inspection is not None
     name = inspection.fingerprint(slabs.shape, slabs.dtype)
-    past = seen.sums
-    if past is not None and name in seen.batches:
-        left = 1.0 - sums.samples / past.samples
-        past = scaled(past, left) if left > 0.0 else None
+    seen = seen.started(name)
+    past = seen.past(sums.samples)
     most = int(model.max_iter) if past is None else min(ALTERNATIONS, int(model.max_iter))
     rule = RelativeChange(float(model.tol), patience=1, floor=float(model.tol) ** 2)
     total = added(past, sums)
@@ -267,10 +270,20 @@ def _next(batch: Batch, seen: Seen) -> Found:
         if done or len(objectives) == most:
             break
         sums, _ = batch.visit(Ht, look=False)
-        total = added(past, sums._replace(squares=inspection.squares))
+        sums = sums._replace(squares=inspection.squares)
+        total = added(past, sums)
     loss = bound(batch.loss, total, Ht)
+    kept = replace(seen, sums=added(seen.sums, sums), batches=seen.batches | {name})
     return Found(
-        Ht, total, name, loss, objectives[-1], len(objectives), Outcome.PARTIAL, batch.n_samples
+        Ht,
+        total,
+        kept,
+        name,
+        loss,
+        objectives[-1],
+        len(objectives),
+        Outcome.PARTIAL,
+        batch.n_samples,
     )
 
 
@@ -303,5 +316,5 @@ def _take_in(model: NMF, seen: Seen, found: Found, began: float) -> None:
         fingerprint_=digest,
         n_samples_seen_=samples,
         _n_samples=samples,
-        _seen=Seen(found.sums, seen.batches | {found.batch}, history),
+        _seen=replace(found.kept, history=history),
     )
