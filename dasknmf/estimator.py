@@ -20,6 +20,7 @@ from dasknmf.numerics.stopping import RelativeChange
 from dasknmf.parallel import inputs, make_executor, starts
 from dasknmf.parallel.observing import observed
 from dasknmf.parallel.slabs import cut
+from dasknmf.partial import Partial, drop
 from dasknmf.reading import Reading
 from dasknmf.settings import Result, Settings
 from dasknmf.storage import arrays
@@ -28,7 +29,7 @@ from dasknmf.validation import validated
 SEEN = ("n_features_in_", "feature_names_in_")  # set before the data's values are known
 
 
-class NMF(Reading, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class NMF(Reading, Partial, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Non-negative matrix factorisation X ≈ W H, out of core and on clusters.
 
     Minimises, over W >= 0 (n_samples × k) and H >= 0 (k × n_features),
@@ -130,6 +131,8 @@ class NMF(Reading, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         Digest of X's shape, dtype and values, slab by slab.
     n_components_, n_features_in_ : int
         k and the number of columns of X.
+    n_samples_seen_ : int
+        Rows of all batches so far; after ``partial_fit`` only.
     feature_names_in_ : ndarray of str
         Column names, where X is a data frame.
 
@@ -274,7 +277,8 @@ class NMF(Reading, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
             self.__dict__.update(known)
             raise
         self.__dict__.pop("W_", None)
-        self.__dict__.update(fitted)
+        drop(self)
+        self.__dict__.update(fitted, _names=inputs.labels_of(X))
         results.warn_of(self, found)
 
     def _fit_validated(
@@ -324,8 +328,7 @@ class NMF(Reading, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
                 callbacks=callbacks,
             )
             keeper = stack.enter_context(resuming.opened(self, settings, executor))
-            given = X if keep_rows else None
-            take = partial(results.fitted, self, executor=executor, X=given)
+            take = partial(results.fitted, self, executor=executor, X=X if keep_rows else None)
             return passes.fit(executor, settings, keeper, lambda found: (found, take(found)))
 
     def transform(self, X: Any, *, client: Any = None, weights: Any = None) -> Any:

@@ -13,7 +13,7 @@ from dasknmf.parallel import inputs
 from dasknmf.parallel.inputs import Labels
 
 
-def as_dataset(model: Any, W: Any, labels: Labels, X: Any = None) -> Any:
+def as_dataset(model: Any, W: Any, labels: Labels) -> Any:
     """See :meth:`dasknmf.NMF.to_xarray`; W is numpy, Dask or None."""
     import xarray as xr
 
@@ -29,7 +29,7 @@ def as_dataset(model: Any, W: Any, labels: Labels, X: Any = None) -> Any:
             variables[f"history_{name}"] = ("pass", column)
     coordinates = {"component": np.arange(len(H)), "pass": model.history_["pass"]}
     found = xr.Dataset(variables, coordinates, {"title": "non-negative matrix factorisation"})
-    return _with_labels(found, (rows, columns), labels, X)
+    return _with_labels(found, (rows, columns), labels)
 
 
 def into_anndata(model: Any, W: Any, adata: Any, key: str) -> Any:
@@ -53,6 +53,19 @@ def into_anndata(model: Any, W: Any, adata: Any, key: str) -> Any:
     return adata
 
 
+def empty_anndata(W: Any, labels: Labels, n_features: int) -> Any:
+    """An AnnData without X: names of observations and variables, numbers where there are none."""
+    import anndata
+    import pandas as pd
+
+    def frame(names: Any, n: int) -> Any:
+        return pd.DataFrame(index=[str(name) for name in (range(n) if names is None else names)])
+
+    return anndata.AnnData(
+        obs=frame(labels.samples, W.shape[0]), var=frame(labels.features, n_features)
+    )
+
+
 def column_norms(W: Any, norm: str) -> Float64:
     """Norms of the columns of W; those of a Dask array block by block, then of the blocks'."""
     if not inputs.is_dask(W):
@@ -73,15 +86,12 @@ def _free(dims: tuple[str, str]) -> tuple[str, str]:
     return ("sample", "feature") if taken & set(dims) or dims[0] == dims[1] else dims
 
 
-def _with_labels(found: Any, dims: tuple[str, str], labels: Labels, X: Any) -> Any:
+def _with_labels(found: Any, dims: tuple[str, str], labels: Labels) -> Any:
     """The Dataset with names of samples and features, and a DataArray's other coordinates."""
-    import xarray as xr
-
-    if isinstance(X, xr.DataArray) and dims == X.dims:
-        rows, columns = (str(dim) for dim in X.dims)
-        for one, other in ((rows, columns), (columns, rows)):
-            if one in found.dims:
-                found = found.assign_coords(X.isel({other: 0}, drop=True).coords)
+    if labels.coordinates is not None and dims == labels.dims:
+        for dim, coordinates in zip(dims, labels.coordinates, strict=True):
+            if dim in found.dims and coordinates is not None:
+                found = found.assign_coords(coordinates.coords)
         return found
     for dim, names in zip(dims, (labels.samples, labels.features), strict=True):
         if names is not None and dim in found.dims:

@@ -50,7 +50,7 @@ class Reading:
         ----------
         n : int
         names : sequence of n_features names, optional
-            By default ``feature_names_in_``, or positions where there are none.
+            By default those of the fitted data, or positions where it had none.
 
         Returns
         -------
@@ -58,7 +58,7 @@ class Reading:
             Features of weight 0 are left out.
         """
         check_is_fitted(self)
-        names = getattr(self, "feature_names_in_", None) if names is None else names
+        names = self._labels(None).features if names is None else names
         return interpretation.top_features(self.components_, n, names)
 
     def inverse_transform(self, X: Any) -> Any:
@@ -221,21 +221,27 @@ class Reading:
 
         Parameters
         ----------
-        X : the fitted data, optional
+        X : the data that W belongs to, optional
             Not read. A DataArray, AnnData or data frame brings names of samples and features, a
-            DataArray those of its dimensions and all its coordinates, too.
+            DataArray those of its dimensions and all its coordinates, too. By default those of the
+            fitted data, which the model keeps.
         W : array of shape (n_samples, k), optional
+            It may be of other samples, so that their names come from X alone.
         """
+        labels = self._labels(X)
+        if W is not None and X is None:
+            labels = labels.of_features()
         W = self._rows(W) if W is not None or hasattr(self, "W_") else None
-        return exports.as_dataset(self, W, self._labels(X), X)
+        return exports.as_dataset(self, W, labels)
 
-    def to_anndata(self, adata: Any, W: Any = None, *, key: str = "nmf") -> Any:
+    def to_anndata(self, adata: Any = None, W: Any = None, *, key: str = "nmf") -> Any:
         """Write the model into an AnnData: ``obsm["X_nmf"]``, ``varm["NMF"]``, ``uns["nmf"]``.
 
         Parameters
         ----------
-        adata : AnnData
-            Of the fitted samples and features; changed in place.
+        adata : AnnData, optional
+            Of the fitted samples and features; changed in place. By default a new one without X,
+            with the names that the fitted data had.
         W : array of shape (n_obs, k), optional
         key : str
             Another one writes ``obsm["X_key"]``, ``varm["KEY"]``, ``uns["key"]``.
@@ -243,13 +249,16 @@ class Reading:
         Returns
         -------
         adata : AnnData
-            The same object.
+            The same object, or the new one.
 
         Raises
         ------
         DataError
             It has other observations or variables; nothing was written.
         """
+        if adata is None:
+            labels = self._labels(None) if W is None else self._labels(None).of_features()
+            adata = exports.empty_anndata(self._rows(W), labels, self.components_.shape[1])
         return exports.into_anndata(self, self._rows(W), adata, key)
 
     def report(

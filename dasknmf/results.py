@@ -14,6 +14,7 @@ from dask.base import tokenize
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_info
 
+from dasknmf import parts
 from dasknmf.numerics.errors import DataError, FactorWarning, warn
 from dasknmf.numerics.inspection import Place
 from dasknmf.numerics.kernels import Array
@@ -160,9 +161,10 @@ def save(model: NMF, store: Any, W: Any, overwrite: bool) -> None:
 def record_of(model: NMF, W: Any) -> models.ModelRecord:
     """What is stored of a fitted estimator."""
     names = getattr(model, "feature_names_in_", None)
+    kept, about_kept = parts.of(model)
     return models.ModelRecord(
         H=model.components_,
-        W=None if W is None else _checked_rows(W, (model._n_samples, model.n_components_)),
+        W=None if W is None else _checked_rows(model, W),
         history=model.history_,
         parameters=plain_parameters(model),
         fitted={
@@ -172,8 +174,10 @@ def record_of(model: NMF, W: Any) -> models.ModelRecord:
             "n_samples": model._n_samples,
             "fingerprint": model.fingerprint_,
             "feature_names": None if names is None else [str(n) for n in names],
+            **about_kept,
         },
         provenance=provenance(),
+        parts=kept,
     )
 
 
@@ -217,9 +221,11 @@ def about(model: NMF, slabs: Slabs) -> dict[str, Any]:
     }
 
 
-def _checked_rows(W: Any, expected: tuple[int, int]) -> Any:
-    """W as numpy or Dask; refused unless it can be W of the model."""
+def _checked_rows(model: NMF, W: Any) -> Any:
+    """W as numpy or Dask; refused unless it can be W of the model (of any batch, with batches)."""
     W = W if inputs.is_dask(W) else np.asarray(W)
+    some = W.shape[0] if hasattr(model, "n_samples_seen_") and W.ndim else model._n_samples
+    expected = (some, model.n_components_)
     if W.shape != expected:
         raise DataError(
             f"W has shape {W.shape}; expected {expected}: one row for each sample of the fit, one "
@@ -280,4 +286,5 @@ def load(store: Any) -> NMF:
         model.feature_names_in_ = np.array(record.fitted["feature_names"], dtype=object)
     if record.W is not None:
         model.W_ = record.W
+    parts.put_back(model, {name: array for name, (array, _) in record.parts.items()}, record.fitted)
     return model

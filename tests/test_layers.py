@@ -27,6 +27,8 @@ LAYERS = [
         "estimator",
         "study",
         "parameters",
+        "partial",
+        "parts",
         "results",
         "resuming",
         "progress",

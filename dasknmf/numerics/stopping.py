@@ -40,6 +40,7 @@ class Outcome(Enum):
     MAX_ITER = "stopped: max_iter reached while the objective was still falling; raise max_iter"
     OVERTAKEN = "stopped: a restart of the same rank had converged to a lower objective"
     INTERRUPTED = "stopped: a callback asked for it"
+    PARTIAL = "open: partial_fit goes on with the next batch"
     UNFINISHED = "not done: from a checkpoint of a fit that goes on, or can"
 
     @property

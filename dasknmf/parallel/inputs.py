@@ -136,11 +136,20 @@ def checked_dask(X: da.Array) -> da.Array:
 
 
 class Labels(NamedTuple):
-    """``dims``: names of the two axes. ``samples``, ``features``: an index of pandas, or None."""
+    """``dims``: names of the two axes. ``samples``, ``features``: an index of pandas, or None.
+
+    ``coordinates``: all those of a DataArray, as a Dataset for each axis.
+    """
 
     dims: tuple[str, str] = ("sample", "feature")
     samples: Any = None
     features: Any = None
+    coordinates: Any = None
+
+    def of_features(self) -> Labels:
+        """Without those of samples."""
+        along = None if self.coordinates is None else (None, self.coordinates[1])
+        return self._replace(samples=None, coordinates=along)
 
 
 def labels_of(X: Any) -> Labels:
@@ -150,7 +159,10 @@ def labels_of(X: Any) -> Labels:
     """
     if _is(X, "xarray", "DataArray") and X.ndim == 2:
         rows, columns = (str(dim) for dim in X.dims)
-        return Labels((rows, columns), X.indexes.get(rows), X.indexes.get(columns))
+        along = tuple(
+            X.coords.to_dataset().drop_dims(other, errors="ignore") for other in (columns, rows)
+        )
+        return Labels((rows, columns), X.indexes.get(rows), X.indexes.get(columns), along)
     if _is(X, "anndata", "AnnData"):
         return Labels(samples=X.obs_names, features=X.var_names)
     if _is(X, "pandas", "DataFrame"):

@@ -108,7 +108,7 @@ def write(place: Any, name: str | None, array: Any, dimensions: tuple[str, ...])
         chunks=row_chunks(array.shape, array.dtype.itemsize),
         dtype=array.dtype,
         compressors=(ZstdCodec(), Crc32cCodec()),
-        fill_value=np.nan if array.dtype.kind == "f" else 0,
+        fill_value={"f": np.nan, "T": ""}.get(array.dtype.kind, 0),
         dimension_names=dimensions,
         overwrite=True,
     )

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dask.array as da
@@ -25,12 +25,13 @@ from dasknmf.storage.places import NOT_THERE, local_path, readable, staged
 FORMAT = "dasknmf-model"
 VERSION = 1
 PREFIX = "history_"
+Parts = dict[str, tuple[Array, tuple[str, ...]]]  # arrays by name, with their dimensions
 EXPECTED = "expected a model, as NMF.save() or `dasknmf fit -o` writes it"
 
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """What is stored. ``parameters``, ``fitted`` and ``provenance`` are JSON."""
+    """What is stored. ``parameters``, ``fitted`` and ``provenance`` are JSON; ``parts``: others."""
 
     H: Array
     W: Any
@@ -38,6 +39,7 @@ class ModelRecord:
     parameters: dict[str, Any]
     fitted: dict[str, Any]
     provenance: dict[str, Any]
+    parts: Parts = field(default_factory=dict)
 
 
 def write(record: ModelRecord, store: Any, overwrite: bool) -> None:
@@ -59,6 +61,7 @@ def write_into(place: Any, record: ModelRecord) -> None:
         "parameters": record.parameters,
         "fitted": record.fitted,
         "provenance": record.provenance,
+        "parts": {name: list(dims) for name, (_, dims) in record.parts.items()},
     }
     zarr.create_group(place, attributes={"dasknmf": about}, overwrite=True)
     arrays.write(place, "H", record.H, ("component", "feature"))
@@ -66,6 +69,8 @@ def write_into(place: Any, record: ModelRecord) -> None:
         arrays.write(place, "W", record.W, ("sample", "component"))
     for name, column in record.history.items():
         arrays.write(place, PREFIX + name, column, ("pass",))
+    for name, (array, dims) in record.parts.items():
+        arrays.write(place, name, array, dims)
     with warnings.catch_warnings():  # of zarr, on consolidation being young in format 3
         warnings.simplefilter("ignore")
         group = zarr.consolidate_metadata(place)
@@ -79,11 +84,17 @@ def read(store: Any) -> ModelRecord:
         H = np.asarray(group["H"][...])
         history = {name: np.asarray(group[PREFIX + name][...]) for name in about["history"]}
         W = arrays.lazy(group["W"]) if "W" in group else None
+        parts: Parts = {
+            name: (np.asarray(group[name][...]), tuple(dims))
+            for name, dims in about.get("parts", {}).items()
+        }
     except (KeyError, ValueError, RuntimeError) as error:
         raise StoreError(f"{store} is a damaged model: {error}. Save it again.") from error
     if not np.isfinite(H).all():
         raise StoreError(f"{store} is a damaged model: a part of H is missing. Save it again.")
-    return ModelRecord(H, W, history, *(about[n] for n in ("parameters", "fitted", "provenance")))
+    told = (about[n] for n in ("parameters", "fitted", "provenance"))
+    parameters, fitted, provenance = told
+    return ModelRecord(H, W, history, parameters, fitted, provenance, parts)
 
 
 def _open(store: Any) -> tuple[Any, dict[str, Any]]:
