@@ -62,7 +62,7 @@ class Image:
         outer = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         environment = {**outer, **self.environment}
         subprocess.run(
-            argument, shell=True, cwd=self.at(self.place), env=environment, check=True, timeout=400
+            argument, shell=True, cwd=self.at(self.place), env=environment, check=True, timeout=800
         )
 
     def env(self, argument):

@@ -119,7 +119,7 @@ def operator(tmp_path_factory):
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"
     install = [python, "-m", "pip", "install", "--quiet", "--no-compile", "dask-kubernetes"]
-    subprocess.run(install, env=without_ours(), check=True, timeout=400)
+    subprocess.run(install, env=without_ours(), check=True, timeout=800)
     return python
 
 
@@ -179,7 +179,7 @@ def faults(manifest, schema):
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(1000)
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_a_manifest_is_one_that_the_operator_takes(name, schemas):
     manifest = MANIFESTS[name]
@@ -196,7 +196,7 @@ def objects(tree, path=()):
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(1000)
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_a_slip_of_the_pen_is_refused_wherever_it_is(name, schemas):
     """Fields unknown to the schema, and values of the wrong type: else the test above says little."""
@@ -313,7 +313,7 @@ ON_LOOPBACK = ("--host", "127.0.0.1")  # a pod has an address of its own
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(1000)
 def test_the_pods_of_a_job_give_the_bits_of_threads(node, image):
     node("job", "scheduler", ON_LOOPBACK)
     for _ in range(2):
@@ -329,7 +329,7 @@ def test_the_pods_of_a_job_give_the_bits_of_threads(node, image):
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(1000)
 def test_a_notebook_reaches_the_cluster_with_the_key_alone_and_the_operator_scales_it(node):
     scheduler = node("cluster", "scheduler", ON_LOOPBACK)
     node("cluster", "worker", ON_LOOPBACK)
