@@ -59,9 +59,11 @@ def start(address: str, folder: Path, passes: int) -> None:
 
 def newest(run: Path) -> Any:
     """Give the model as last committed; None as long as there is none."""
+    if not (run / "run.json").exists():
+        return None
     try:
         return dasknmf.load(run)
-    except dasknmf.MissingError:
+    except dasknmf.MissingError:  # nothing is committed yet
         return None
 
 

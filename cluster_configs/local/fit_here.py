@@ -17,9 +17,7 @@ from dasknmf.cli import main
 THREADS = int(os.environ.get("THREADS", "2"))  # of each worker: one reads while the other computes
 WORKERS = int(os.environ.get("WORKERS", "0")) or max(1, len(os.sched_getaffinity(0)) // THREADS)
 MEMORY = os.environ.get("MEMORY", "auto")  # of each worker, such as 8GB; auto: its share of all
-SCRATCH = os.environ.get(
-    "TMPDIR", "/tmp"
-)  # a fast disk of this machine: what does not fit in memory
+SCRATCH = os.environ.get("TMPDIR", "/tmp")  # a fast disk: what memory does not hold
 
 
 def fit(options: list[str]) -> None:

@@ -18,12 +18,10 @@ from distributed import Client
 from dasknmf import NMF, open_matrix
 
 CORES = len(os.sched_getaffinity(0))
-SCRATCH = os.environ.get(
-    "TMPDIR", "/tmp"
-)  # a fast disk of this machine: what does not fit in memory
+SCRATCH = os.environ.get("TMPDIR", "/tmp")  # a fast disk: what memory does not hold
 
 
-def prepare(block):  # noqa: ANN001, ANN201
+def prepare(block):
     """Make a block of V (rows × columns, non-negative) of a raw one: on the GPU, back to NumPy."""
     return cupy.log1p(cupy.asarray(block)).get()  # change: what your data need
 

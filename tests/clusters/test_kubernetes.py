@@ -199,7 +199,7 @@ def objects(tree, path=()):
 @pytest.mark.timeout(1000)
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_a_slip_of_the_pen_is_refused_wherever_it_is(name, schemas):
-    """Fields unknown to the schema, and values of the wrong type: else the test above says little."""
+    """Unknown fields, and values of the wrong type: else the test above says little."""
     manifest = MANIFESTS[name]
     schema = schemas[manifest["kind"]]
     places = list(objects(manifest))
@@ -340,14 +340,13 @@ def test_a_notebook_reaches_the_cluster_with_the_key_alone_and_the_operator_scal
         **{name: str(node.tls.parent / path) for name, path in json.loads(files).items()},
     )
     wait_for(node.comm, scheduler)
-    with dask.config.set({"distributed.comm.timeouts.connect": "60s"}):
-        with Client(f"tls://127.0.0.1:{node.comm}", security=security) as client:
-            client.wait_for_workers(1, timeout=100)
-            (worker,) = client.scheduler_info()["workers"].values()
-            assert worker["id"] == "dask-default-worker-0123456789", "the name of its deployment"
-            for path, said in (("health", "ok"), ("api/v1/adaptive_target", '{"workers": 0}')):
-                answer = urllib.request.urlopen(f"http://127.0.0.1:{node.http}/{path}", timeout=30)
-                assert answer.read().decode() == said
+    with Client(f"tls://127.0.0.1:{node.comm}", security=security) as client:
+        client.wait_for_workers(1, timeout=100)
+        (worker,) = client.scheduler_info()["workers"].values()
+        assert worker["id"] == "dask-default-worker-0123456789", "the name of its deployment"
+        for path, said in (("health", "ok"), ("api/v1/adaptive_target", '{"workers": 0}')):
+            answer = urllib.request.urlopen(f"http://127.0.0.1:{node.http}/{path}", timeout=30)
+            assert answer.read().decode() == said
     with pytest.raises(OSError), dask.config.set({"distributed.comm.timeouts.connect": "2s"}):
         Client(f"tcp://127.0.0.1:{node.comm}", timeout=2)
 
