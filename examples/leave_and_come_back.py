@@ -76,15 +76,16 @@ def watch(folder: Path) -> None:
 
     from dasknmf import plotting
 
-    seen, picture = 0, folder / "cube.png"
+    drawn, picture = 0, folder / "cube.png"
     while True:
         model = newest(folder / "cube.run")
-        if model is not None and model.n_iter_ > seen:
-            seen = model.n_iter_
+        passes = 0 if model is None else len(model.history_["loss"])
+        if passes > drawn:
+            drawn = passes
             ax = plotting.plot_loss(model.history_, x="pass")
             ax.figure.savefig(picture, dpi=150)
             plt.close(ax.figure)
-            print(f"pass {seen}: relative error {model.history_['relative_error'][-1]:.5f}")
+            print(f"pass {passes}: relative error {model.history_['relative_error'][-1]:.5f}")
         if model is not None and model.outcome_ is not dasknmf.Outcome.UNFINISHED:
             break
         time.sleep(INTERVAL)

@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     use = usage_by_kind(cells, kinds)
     most = [kinds[row] for row in use.argmax(axis=0)]
     print(f"{cells.n_obs} cells × {cells.n_vars} genes\n")
-    for number, genes in enumerate(model.top_features()):
+    for number, genes in enumerate(model.top_features(names=cells.var_names)):
         print(f"programme {number}, most in {most[number]}\n  {' '.join(genes)}")
     figure = draw_map(cells, [f"{i}: most in {kind}" for i, kind in enumerate(most)])
     figure.savefig(picture, dpi=150)

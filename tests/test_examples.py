@@ -71,6 +71,7 @@ def test_single_cells(script, tmp_path, capsys):
         module.main(["--out", str(tmp_path)])
 
 
+@pytest.mark.filterwarnings("ignore::dasknmf.FactorWarning")  # users of whom a fold knows nothing
 def test_ratings(script, monkeypatch, capsys):
     """On the films rated most, a few candidates: closer than means of user and film."""
     module = script("ratings")
