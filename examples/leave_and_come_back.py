@@ -54,6 +54,12 @@ def start(address: str, folder: Path, passes: int) -> None:
         # the name of the run as the key: a second start while it goes on is the same task
         future = client.submit(fit, str(matrix), str(run), passes, key=f"fit-{run}")
         fire_and_forget(future)  # or the fit would end when nobody waits for it
+        # What is sent is not yet received: gone before a worker has the task, it would be dropped.
+        while not any(future.key in keys for keys in client.processing().values()):
+            if future.done():
+                future.result()  # or the error
+                break
+            time.sleep(0.2)
     print(f"started; it is called {run}")
 
 

@@ -7,6 +7,7 @@ the commands of those pods run on this machine, in what the container file's lin
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import re
@@ -229,12 +230,12 @@ PODS = """
 import json, sys
 from dask_kubernetes.operator.controller import controller as c
 from dask_kubernetes.operator.validation import validate_cluster_name
-name, spec, fit = json.load(sys.stdin)
+name, spec, fit, worker = json.load(sys.stdin)
 validate_cluster_name(name)
 made = {
     "scheduler": c.build_scheduler_deployment_spec(name, spec["scheduler"]["spec"], {}, {}),
     "worker": c.build_worker_deployment_spec(
-        f"{name}-default", "default", name, "0123456789", spec["worker"]["spec"], {}, {}),
+        f"{name}-default", "default", name, worker, spec["worker"]["spec"], {}, {}),
 }
 made = {part: deployment["spec"]["template"]["spec"] for part, deployment in made.items()}
 if fit:
@@ -265,11 +266,13 @@ def node(image, operator, pines, tmp_path):
         for name, value in image.environment.items()
     } | {"DASK_ROOT_CONFIG": str(image.at("/etc/dask")), "NUMBA_CACHE_DIR": str(tmp_path / "numba")}
 
+    numbers = itertools.count()
     with ExitStack() as running:
 
         def start(name, part, more=()):
             cluster, spec = CLUSTERS[name]
-            made = asked(operator, PODS, [cluster, spec, FIT if name == "job" else None])
+            worker = f"{next(numbers):010x}"  # the operator draws them
+            made = asked(operator, PODS, [cluster, spec, FIT if name == "job" else None, worker])
             (container,) = made[part]["containers"]
             given = {pair["name"]: pair["value"] for pair in container.get("env", [])}
             args = [re.sub(r"\$\((\w+)\)", lambda m: given[m[1]], a) for a in container["args"]]
@@ -343,7 +346,7 @@ def test_a_notebook_reaches_the_cluster_with_the_key_alone_and_the_operator_scal
     with Client(f"tls://127.0.0.1:{node.comm}", security=security) as client:
         client.wait_for_workers(1, timeout=100)
         (worker,) = client.scheduler_info()["workers"].values()
-        assert worker["id"] == "dask-default-worker-0123456789", "the name of its deployment"
+        assert worker["id"] == "dask-default-worker-0000000001", "the name of its deployment"
         for path, said in (("health", "ok"), ("api/v1/adaptive_target", '{"workers": 0}')):
             answer = urllib.request.urlopen(f"http://127.0.0.1:{node.http}/{path}", timeout=30)
             assert answer.read().decode() == said
