@@ -91,7 +91,8 @@ def watch(folder: Path) -> None:
             ax = plotting.plot_loss(model.history_, x="pass")
             ax.figure.savefig(picture, dpi=150)
             plt.close(ax.figure)
-            print(f"pass {passes}: relative error {model.history_['relative_error'][-1]:.5f}")
+            reads, error = model.history_["reads"][-1], model.history_["relative_error"][-1]
+            print(f"relative error {error:.5f} after {reads:.0f} reads of the data", flush=True)
         if model is not None and model.outcome_ is not dasknmf.Outcome.UNFINISHED:
             break
         time.sleep(INTERVAL)

@@ -40,9 +40,8 @@ def fit(raw: str, k: int, output: str, run: str) -> None:
         Client(cluster) as client,
     ):
         X = open_matrix(raw)
-        V = X.map_blocks(
-            prepare, dtype=X.dtype, meta=X._meta
-        )  # meta: or it is tried on an empty one
+        # with meta, prepare is not tried on an empty block here, outside of the workers
+        V = X.map_blocks(prepare, dtype=X.dtype, meta=X._meta)
         model = NMF(k, random_state=0, checkpoint=run, verbose=1).fit(V, client=client)
         model.save(output)
 
