@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tqdm.auto import tqdm
+from tqdm import TqdmWarning
 
 from dasknmf.history import Callback, PassInfo
+
+with warnings.catch_warnings():
+    # In a notebook without ipywidgets it warns, and draws the bar as text: that will do.
+    warnings.simplefilter("ignore", TqdmWarning)
+    from tqdm.auto import tqdm
 
 LOG_INTERVAL = 10.0  # seconds between updates where they are lines of a log, not a moving bar
 
