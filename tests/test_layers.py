@@ -33,6 +33,7 @@ LAYERS = [
         "validation",
         "reading",
         "exports",
+        "events",
     },
     {
         "cli",

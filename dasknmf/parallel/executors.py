@@ -59,6 +59,14 @@ class Executor(ABC):
         """The same as a fraction, which sums do not blur."""
         return self._reads
 
+    def begin(self, phase: str) -> None:
+        """Say which phase of the fit what runs from now on belongs to: dashboards show it."""
+        return
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Tell whoever watches the cluster what the fit has come to; nobody does by default."""
+        return
+
     def go_on(self, reads: Fraction) -> None:
         """Count on from there."""
         self._reads = reads
