@@ -45,7 +45,7 @@ logger = logging.getLogger("dasknmf")
 LOST = (CancelledError, KilledWorker, CommClosedError, ClosedClientError)
 RETRIES = 5  # in a row: every visit that ends well refills them
 LONGEST_PAUSE = 2.0  # seconds before a retry; the first one is at once
-TOGETHER = 16  # slabs whose rows are fetched in one request: a request has to end now and then
+TOGETHER = 16  # slabs whose rows, or recipes, go in one request: it has to end now and then
 LAST_WORD = 5.0  # seconds for workers or the scheduler to answer what a fit can do without
 TOPIC = "dasknmf"  # of the events: client.get_events("dasknmf")
 T = TypeVar("T")
@@ -253,8 +253,12 @@ class ClusterExecutor(Executor):
                     self._sources[i] = future
                 return self._sources
             blocks = list(self._recipes)
-        for i in missing:  # one at a time: the client never holds a serialised copy of the whole
-            self._sources[i] = self._scatter(blocks[i], "slab", "slabs")
+        # Slabs one at a time, so that the client never holds a serialised copy of the whole.
+        step = 1 if self._recipes is None else TOGETHER
+        for start in range(0, len(missing), step):
+            some = missing[start : start + step]
+            for i, source in zip(some, self._scatter_all([blocks[i] for i in some]), strict=True):
+                self._sources[i] = source
         return self._sources
 
     def _drop_lost_sources(self) -> None:
@@ -269,11 +273,17 @@ class ClusterExecutor(Executor):
 
     def _scatter(self, data: Any, name: str, what: str) -> Future:
         """Send data to a worker; ``name`` is what the dashboard shows, ``what`` what waits."""
+        return self._scatter_all([data], name, what)[0]
+
+    def _scatter_all(
+        self, data: Sequence[Any], name: str = "slab", what: str = "slabs"
+    ) -> list[Future]:
+        """The same for a few, in one request."""
         patience = 2 * self.watchdog.limit  # of the scheduler, until there is a worker
-        key = f"nmf-{name}-{uuid.uuid4().hex}"
-        send = partial(self.client.scatter, {key: data}, timeout=patience, asynchronous=True)
-        future: Future = self._wait(send, what)[key]
-        return future
+        named = {f"nmf-{name}-{uuid.uuid4().hex}": item for item in data}
+        send = partial(self.client.scatter, named, timeout=patience, asynchronous=True)
+        found = self._wait(send, what)
+        return [found[key] for key in named]
 
     def carry(self, blocks: Sequence[Rows]) -> Carried:
         """Scatter rows to the workers."""
@@ -325,11 +335,12 @@ class ClusterExecutor(Executor):
         """Tasks that read them, so that rows which die with a worker are read again."""
         self._stored += 1
         handles: list[Held | None] = [None] * count
+        places = self.slabs.places
         for i in (i for i in range(count) if read.blocks[i] >= 0):
             key = (f"nmf-restore-{self.token}-{self._stored}", i)
             with self.phases():
                 future = self.client.submit(read.only(i), i, key=key, pure=False)
-            handles[i] = Held(future, None, self.slabs.places[i])
+            handles[i] = Held(future, None, places[i])
         return Carried(tuple(handles))
 
     def everywhere(self, check: Callable[[], Any]) -> dict[str, Any]:

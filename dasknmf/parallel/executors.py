@@ -91,7 +91,8 @@ class Executor(ABC):
         ``only`` names the slabs to visit: sums are then theirs, and other slabs keep the rows they
         have. ``share`` is the part of V that is read, where that is less than the slabs visited.
         """
-        places = self.slabs.places if only is None else [self.slabs.places[i] for i in only]
+        every = self.slabs.places
+        places = every if only is None else [every[i] for i in only]
         visit = self._run(work, rows, places, keep, load)
         if load:
             self._reads += Fraction(len(places), len(self.slabs)) if share is None else share

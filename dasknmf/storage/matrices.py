@@ -17,7 +17,7 @@ import zarr
 from dasknmf.numerics import planning
 from dasknmf.numerics.errors import StoreError
 from dasknmf.storage import arrays
-from dasknmf.storage.places import NOT_THERE, local_path, readable, staged
+from dasknmf.storage.places import NOT_THERE, explained, local_path, readable, staged
 
 SPARSE = {"csr_matrix": sp.csr_array, "csc_matrix": sp.csc_array}
 KNOWN = (
@@ -57,7 +57,8 @@ def open_matrix(store: Any, component: str | None = None) -> Any:
         return _open_npy(path) if path.suffix == ".npy" else _open_npz(path)
     where = f"{store}/{component}" if component else store
     try:
-        node = zarr.open(readable(store), mode="r", path=component)
+        with explained(store, "opening"):
+            node = zarr.open(readable(store), mode="r", path=component)
     except NOT_THERE as error:
         raise StoreError(
             f"{where} is nothing that Zarr can open ({error}); expected {KNOWN}."
