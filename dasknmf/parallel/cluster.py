@@ -77,10 +77,14 @@ class ClusterExecutor(Executor):
         self.phases.now = phase
 
     def tell(self, event: dict[str, Any]) -> None:
-        """Log it on the scheduler; a fit does not fail on that."""
-        told = {"fit": self.token, **event}
-        with suppress(Exception):
-            self.watchdog.ask_for(lambda: self.client.log_event(TOPIC, told), LAST_WORD)
+        """Log it on the scheduler, as client.log_event does; a fit does not fail on that."""
+        log = partial(
+            self.client.scheduler.log_event, topic=TOPIC, msg={"fit": self.token, **event}
+        )
+        try:
+            self.watchdog.ask_for(log, LAST_WORD)
+        except Exception as error:
+            logger.debug("a pass is not logged on the scheduler: %r", error)
 
     @property
     def room(self) -> int | None:
