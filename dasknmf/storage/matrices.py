@@ -56,13 +56,13 @@ def open_matrix(store: Any, component: str | None = None) -> Any:
             raise StoreError(f"{store} has no components; component is for Zarr groups.")
         return _open_npy(path) if path.suffix == ".npy" else _open_npz(path)
     where = f"{store}/{component}" if component else store
-    try:
-        with explained(store, "opening"):
+    with explained(store, "opening"):
+        try:
             node = zarr.open(readable(store), mode="r", path=component)
-    except NOT_THERE as error:
-        raise StoreError(
-            f"{where} is nothing that Zarr can open ({error}); expected {KNOWN}."
-        ) from error
+        except NOT_THERE as error:
+            raise StoreError(
+                f"{where} is nothing that Zarr can open ({error}); expected {KNOWN}."
+            ) from error
     return _from_node(node, where)
 
 

@@ -91,11 +91,13 @@ def _open(store: Any) -> tuple[Any, dict[str, Any]]:
     path = local_path(store)
     if path is not None and not path.exists():
         raise StoreError(f"{store} does not exist; {EXPECTED}.")
-    try:
-        with explained(store, "opening"):
+    with explained(store, "opening"):
+        try:
             group = zarr.open(readable(store), mode="r")
-    except NOT_THERE as error:
-        raise StoreError(f"{store} is nothing that Zarr can open ({error}); {EXPECTED}.") from error
+        except NOT_THERE as error:
+            raise StoreError(
+                f"{store} is nothing that Zarr can open ({error}); {EXPECTED}."
+            ) from error
     if isinstance(group, zarr.Array):
         raise StoreError(
             f"{store} is a Zarr array, perhaps a matrix, and no model; {EXPECTED}. "

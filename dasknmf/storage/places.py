@@ -107,11 +107,11 @@ def refuse_existing(store: Any, overwrite: bool) -> None:
 
 
 def _opens(store: Any) -> bool:
-    try:
-        with explained(store, "looking for"):
+    with explained(store, "looking for"):
+        try:
             zarr.open(remote(store), mode="r")
-    except NOT_THERE:
-        return False
+        except NOT_THERE:
+            return False
     return True
 
 
