@@ -5,12 +5,14 @@ What is left is what a thousand machines would load upon the one scheduler and t
 
 from __future__ import annotations
 
-import logging
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -56,23 +58,29 @@ def usage(dask_scheduler: Any = None) -> Usage:
 
 
 @contextmanager
-def processes() -> Iterator[Any]:
+def processes(folder: Path) -> Iterator[Any]:
     """A client of a scheduler and two workers, each in a process of its own."""
     from distributed import Client
-    from distributed.deploy.subprocess import SubprocessCluster
 
-    with (
-        SubprocessCluster(
-            host="127.0.0.1",
-            n_workers=2,
-            threads_per_worker=1,
-            dashboard_address="127.0.0.1:0",
-            worker_kwargs={"dashboard_address": "127.0.0.1:0"},
-            silence_logs=logging.ERROR,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+    file = folder / "scheduler.json"
+    common = ("--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", file)
+    worker = ("worker", *common, "--nthreads", "1", "--no-nanny", "--memory-limit", "0")
+    started = []
+    try:
+        for words in (("scheduler", *common, "--port", "0"), worker, worker):
+            command = [sys.executable, "-m", "dask", *map(str, words)]
+            started.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+        while not file.exists() and started[0].poll() is None:
+            time.sleep(0.05)
+        with Client(scheduler_file=str(file), timeout=120) as client:
+            client.wait_for_workers(2, timeout=300)
+            yield client
+    finally:
+        for process in reversed(started):
+            process.terminate()
+        for process in started:
+            process.wait()
+        file.unlink(missing_ok=True)
 
 
 def passes_of(executor: Any, client: Any, waves: list[list[int]]) -> Iterator[tuple[Usage, Usage]]:
@@ -105,7 +113,10 @@ def rehearsal(context: Context) -> Iterator[Row]:
     job = Job(k=K, waves=len(waves))
     plan = make_plan(planned.matrix_of(slabs), job, Machines(2, 1))
     planning_took = time.perf_counter() - began
-    with processes() as client, ClusterExecutor(slabs, client, resident=False) as executor:
+    with (
+        processes(context.scratch) as client,
+        ClusterExecutor(slabs, client, resident=False) as executor,
+    ):
         marks = [(time.perf_counter(), client.run_on_scheduler(usage), usage())]
         for scheduler, here in passes_of(executor, client, waves):
             marks.append((time.perf_counter(), scheduler, here))
