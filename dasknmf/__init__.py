@@ -18,11 +18,14 @@ from dasknmf.numerics.errors import (
     TooLargeError,
 )
 from dasknmf.numerics.stopping import Outcome
+from dasknmf.parallel.configuration import load_defaults
 from dasknmf.results import load
 from dasknmf.storage.matrices import open_matrix
 from dasknmf.study import RankStudy
 
 __version__ = "0.1.0"
+
+load_defaults()
 
 __all__ = [
     "NMF",

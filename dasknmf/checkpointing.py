@@ -45,7 +45,6 @@ from dasknmf.storage.runs import Draft, Run
 logger = logging.getLogger("dasknmf")
 
 ALONE = 1 << 20  # bytes of an array that is an object of its own
-FAILURES = 3  # in a row, that a fit goes on without a new commit
 GOES_ON = (StoreError, OSError, RowsLostError)
 LATE = 1.2  # times the longest wave so far: what the next one may take
 
@@ -141,7 +140,7 @@ class CheckpointKeeper(Keeper):
     about: dict[str, Any]
     stop: Stop
     carries: bool
-    failures: int = FAILURES
+    failures: int = 3
     commits: int = 0
     _executor: Executor | None = None
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "nmf-commit"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from ipaddress import ip_address
 from pathlib import Path
@@ -50,13 +50,20 @@ def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
             metavar="SECONDS",
             help="For a running cluster to answer, and then for its first worker.",
         ),
+        click.option(
+            "--performance-report",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="HTML file for Dask's report of tasks, workers and time (on a cluster).",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
 
     @wraps(command)
     def run(*args: Any, **given: Any) -> None:
-        names = ("workers", "threads", "scheduler", "scheduler_file", "insecure", "wait")
+        running = ("scheduler", "scheduler_file", "insecure", "wait")
+        names = ("workers", "threads", *running, "performance_report")
         cluster = {name: given.pop(name) for name in names}
         chosen = [n for n in ("workers", "scheduler", "scheduler_file") if cluster[n] is not None]
         if len(chosen) > 1:
@@ -65,14 +72,62 @@ def cluster_options(command: Callable[..., None]) -> Callable[..., None]:
             raise click.UsageError("--threads is for workers started here, not a running cluster")
         if cluster["insecure"] and chosen not in (["scheduler"], ["scheduler_file"]):
             raise click.UsageError("--insecure is for a running cluster (--scheduler)")
+        if cluster["performance_report"] is not None:
+            _refuse_report(cluster["performance_report"], bool(chosen), given.get("overwrite"))
         command(*args, cluster=cluster, **given)
 
     return run
 
 
+def _refuse_report(report: Path, has_cluster: bool, overwrite: Any) -> None:
+    """Refuse what could not be written, before anything is computed."""
+    if not has_cluster:
+        raise click.UsageError(
+            "--performance-report is Dask's report of a cluster: use it with --workers, "
+            "--scheduler or --scheduler-file"
+        )
+    if not report.absolute().parent.is_dir():
+        raise click.UsageError(
+            f"--performance-report={report}; expected a file in a folder that exists"
+        )
+    if report.exists() and not overwrite:
+        raise click.UsageError(
+            f"--performance-report={report} exists; pass --overwrite, or another path"
+        )
+    if not importlib.util.find_spec("bokeh"):
+        raise click.UsageError(
+            "--performance-report needs bokeh, here and where the scheduler runs: "
+            "pip install 'dasknmf[dashboard]'"
+        )
+
+
 @contextmanager
 def connected(cluster: dict[str, Any], quiet: bool) -> Iterator[Any]:
     """Give the client that the options ask for, or None for threads."""
+    with _client_of(cluster, quiet) as client:
+        report = cluster.get("performance_report")
+        with nullcontext() if report is None else _reported(report):
+            yield client
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Write Dask's report, however the work ends; a fit does not fail because that does."""
+    from distributed import performance_report
+
+    report = performance_report(filename=str(path), mode="inline")  # to be read with no network
+    report.__enter__()
+    try:
+        yield
+    finally:
+        try:
+            report.__exit__(None, None, None)
+        except Exception as error:
+            click.echo(f"warning: {path} is not written: {error!r:.300}", err=True)
+
+
+@contextmanager
+def _client_of(cluster: dict[str, Any], quiet: bool) -> Iterator[Any]:
     workers, threads = cluster["workers"], cluster["threads"]
     if cluster["scheduler_file"] is not None:
         cluster["scheduler"] = _address_in(cluster["scheduler_file"])

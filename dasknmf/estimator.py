@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from dasknmf import parameters, passes, progress, results, resuming
+from dasknmf import events, parameters, passes, progress, results, resuming
 from dasknmf.history import Callback
 from dasknmf.numerics.losses import Loss
 from dasknmf.numerics.penalties import make_penalties
@@ -317,6 +317,7 @@ class NMF(Reading, Partial, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
                 callbacks += (stack.enter_context(progress.bar(self.max_iter)),)
             job = parameters.make_job(self, solver, k, slabs, keep_rows=keep_rows)
             executor = stack.enter_context(make_executor(slabs, client, job))
+            callbacks += (events.teller(executor, self, solver.name, k),)
             settings = Settings(
                 start=request,
                 stop=RelativeChange(self.tol * job.waves, floor=self.tol**2),

@@ -39,6 +39,19 @@ class History:
     seconds: list[float] = field(default_factory=list)
     holdout: list[float] = field(default_factory=list)
 
+    def last(self, number: int, max_iter: int, phase: str) -> PassInfo:
+        """What a callback gets of the newest entry."""
+        return PassInfo(
+            number=number,
+            max_iter=max_iter,
+            reads=self.reads[-1],
+            loss=self.loss[-1],
+            objective=self.objective[-1],
+            relative_error=self.relative_error[-1],
+            seconds=self.seconds[-1],
+            phase=phase,
+        )
+
     def as_arrays(self) -> dict[str, Array]:
         """Columns for a data frame or a plot."""
         columns: dict[str, Array] = {"pass": np.arange(1, len(self.loss) + 1)}

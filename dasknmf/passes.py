@@ -18,7 +18,6 @@ import numpy as np
 from dasknmf.checkpointing import Keeper
 from dasknmf.compression import Compression, Progress
 from dasknmf.ensemble import ACCURACY, Model, Problem, best_of, survivors
-from dasknmf.history import PassInfo
 from dasknmf.numerics import planning, random
 from dasknmf.numerics.errors import ClusterError, RowsLostError
 from dasknmf.numerics.inspection import Inspection
@@ -36,6 +35,7 @@ from dasknmf.state import State
 logger = logging.getLogger("dasknmf")
 
 LIFT_EVERY = 10  # passes; as R's package NMF does
+FINAL = "final rows"  # what comes after the passes
 RESTARTS = 3  # of a fit whose carried rows died with their worker
 
 
@@ -88,6 +88,7 @@ class Loop:
         count = settings.waves
         seeded = random.generator(settings.start.seed, "waves", 0, 0)
         self.waves = planning.waves(len(executor.slabs), count, seeded)
+        executor.begin("start")
         stored = keeper.restore(executor)
         self.state = self._first_state() if stored is None else stored
         if stored is not None:
@@ -222,6 +223,7 @@ class Loop:
 
     def _pass(self, number: int, last: bool) -> Outcome | None:
         """One pass of all models still in the race; say whether the fit is done."""
+        self.executor.begin(f"pass {number}")
         measured = self._wants_residual()
         whole = measured or not self.settings.solver.takes_waves
         if whole:
@@ -320,6 +322,7 @@ class Loop:
         read, so that its W is what ``transform`` would give.
         """
         settings, transposed = self.settings, self.executor.slabs.transposed
+        self.executor.begin(FINAL)
         measured = self._wants_residual()
         step = replace(
             self.step,
@@ -340,7 +343,7 @@ class Loop:
             model.objectives.pop()
             model.measure(sums, self._problem, residual=True)
         self._record(model)
-        self._call_back(len(self.state.history.loss), "final rows")
+        self._call_back(len(self.state.history.loss), FINAL)
 
     def _move_short_exactly(self, model: Model, sums: ModelSums) -> None:
         assert sums.terms is not None
@@ -384,17 +387,7 @@ class Loop:
         return self.settings.stop.judge(self.state.models[0].objectives, exact, size)
 
     def _call_back(self, number: int, phase: str) -> bool:
-        history = self.state.history
-        info = PassInfo(
-            number=number,
-            max_iter=self.settings.max_iter,
-            reads=self.executor.reads,
-            loss=history.loss[-1],
-            objective=history.objective[-1],
-            relative_error=history.relative_error[-1],
-            seconds=history.seconds[-1],
-            phase=phase,
-        )
+        info = self.state.history.last(number, self.settings.max_iter, phase)
         logger.debug("%s %d: loss %.9g", phase, number, info.loss)
         asked = [callback(info) for callback in self.settings.callbacks]  # every one is called
         return any(isinstance(answer, bool | np.bool_) and answer for answer in asked)

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import dask
 import numpy as np
 from dask.utils import parse_timedelta
 
 from dasknmf import parameters, results
-from dasknmf.checkpointing import FAILURES, Cadence, CheckpointKeeper, Keeper, Shown, read_objects
+from dasknmf.checkpointing import Cadence, CheckpointKeeper, Keeper, Shown, read_objects
 from dasknmf.numerics.errors import DamagedError, MissingError, ParameterError, StoreError
 from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.losses import make_loss
 from dasknmf.packing import Packed, unpack
+from dasknmf.parallel import configuration
 from dasknmf.parallel.executors import Executor
 from dasknmf.settings import Settings
 from dasknmf.signals import Stop, listening
@@ -34,8 +34,6 @@ from dasknmf.storage.survey import read_newest
 
 if TYPE_CHECKING:
     from dasknmf.estimator import NMF
-
-KEEP = 2  # states
 
 
 def cadence_of(every: Any) -> Cadence:
@@ -124,7 +122,7 @@ def opened(model: NMF, settings: Settings, executor: Executor) -> Iterator[Keepe
                 given,
                 resume=model.resume,
                 takeover=bool(model.takeover),
-                keep=int(dask.config.get("dasknmf.checkpoint.keep", KEEP)),
+                keep=configuration.count("checkpoint.keep", 1),
             )
         )
         _probe(objects, executor, settings)
@@ -135,7 +133,7 @@ def opened(model: NMF, settings: Settings, executor: Executor) -> Iterator[Keepe
             {"seed": settings.start.seed, "model": results.about(model, executor.slabs)},
             stop,
             carries=settings.solver.carries_rows,
-            failures=int(dask.config.get("dasknmf.checkpoint.failures", FAILURES)),
+            failures=configuration.count("checkpoint.failures", 0),
         )
         stack.callback(keeper.close)
         yield keeper

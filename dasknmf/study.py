@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
-from dasknmf import parameters, progress, results, studying
+from dasknmf import events, parameters, progress, results, studying
 from dasknmf.estimator import NMF
 from dasknmf.history import Callback
 from dasknmf.numerics import consensus, interpretation, restarts
@@ -215,6 +215,7 @@ missing
             if self.verbose:
                 callbacks += (stack.enter_context(progress.bar(self.max_iter)),)
             executor = stack.enter_context(make_executor(slabs, client, job))
+            callbacks += (events.teller(executor, self, solver.name, ranks),)
             settings = Settings(
                 start=request,
                 stop=RelativeChange(self.tol * job.waves, floor=self.tol**2),

@@ -25,7 +25,7 @@ from dasknmf.numerics.work import ModelSums
 from dasknmf.parallel.blas import one_thread
 from dasknmf.parallel.executors import Executor
 from dasknmf.parallel.starts import study_start
-from dasknmf.passes import Loop
+from dasknmf.passes import FINAL, Loop
 from dasknmf.settings import Settings
 from dasknmf.state import State
 
@@ -103,6 +103,7 @@ class _Study(Loop):
         state = self.state
         while state.models and state.number <= self.settings.max_iter:
             last = state.number == self.settings.max_iter
+            self.executor.begin(f"pass {state.number}")
             self._pass_of_waves(state.number, last)
             for model in state.models:
                 self._note(model)
@@ -173,6 +174,7 @@ class _Study(Loop):
         step = replace(
             self.step, fixed=tuple(model.short for model in self.models), residual=measured
         )
+        self.executor.begin(FINAL)
         work = LabelledStep(step, samples[:0] if slabs.transposed else samples)
         visit = self.executor.run(work, keep=slabs.transposed)
         sums, labels = visit.sums.step.models, visit.sums.labels

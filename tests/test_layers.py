@@ -35,6 +35,7 @@ LAYERS = [
         "validation",
         "reading",
         "exports",
+        "events",
     },
     {
         "cli",

@@ -40,9 +40,9 @@ def test_tasks_and_bytes_are_those_of_hand_counts():
     job = Job(k=10)
     factors, sums = 1000 * 10 * 4, (1000 + 10) * 10 * 8
     assert memory.moved_per_pass(DENSE, job, 0) == 0
-    assert memory.moved_per_pass(DENSE, job, 1) == factors + sums
-    assert memory.moved_per_pass(DENSE, replace(job, waves=8), 1) == 8 * (factors + sums)
-    assert memory.moved_per_pass(DENSE, job, 2) == 2 * factors + ((64 + 8) // 2 + 1) * sums
+    assert memory.moved_per_pass(DENSE, job, 1) == 2 * (factors + sums)
+    assert memory.moved_per_pass(DENSE, replace(job, waves=8), 1) == 16 * (factors + sums)
+    assert memory.moved_per_pass(DENSE, job, 2) == 3 * factors + ((64 + 8) // 2 + 2) * sums
     assert make_plan(DENSE, job, TWO).read == DENSE.nbytes
     assert make_plan(DENSE, job, replace(TWO, memory=4 * 10**9)).read == 0
 

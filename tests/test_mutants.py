@@ -229,6 +229,11 @@ MUTANTS = [
         "range(end - members, end)", "range(max(end - members - 1, 0), end - 1 or 1)", LAYOUT,
     ),
     Mutant(
+        "the plan forgets that sums pass through the scheduler", "numerics/memory.py",
+        "(workers - 1) // workers + 2)", "(workers - 1) // workers + 1)",
+        "test_memory.py::test_tasks_and_bytes_are_those_of_hand_counts",
+    ),
+    Mutant(
         "stops after one quiet pass", "numerics/stopping.py",
         "recent = objectives[-self.patience - 1 :]", "recent = objectives[-2:]",
         f"{PIECES}::test_the_stop_rule_needs_patience_and_looks_only_at_recent_passes",

@@ -289,15 +289,16 @@ def tasks_per_pass(slabs: int, waves: int) -> int:
 def moved_per_pass(matrix: Matrix, job: Job, workers: int) -> int:
     """Factors to every worker that takes part in a wave, sums up the tree and to the client.
 
-    Of the sums that meet in a node, those that were formed there do not move.
+    Both pass through the scheduler on their way from and to the client. Of the sums that meet in a
+    node, those that were formed there do not move.
     """
     if not workers:
         return 0
     moved = 0
     for size in wave_sizes(len(matrix.heights), job.waves):
         nodes = size + sum(map(len, planning.tree_levels(size))) - 1
-        moved += min(workers, size) * factor_bytes(matrix, job)
-        moved += (nodes * (workers - 1) // workers + 1) * sum_bytes(matrix, job)
+        moved += (min(workers, size) + 1) * factor_bytes(matrix, job)
+        moved += (nodes * (workers - 1) // workers + 2) * sum_bytes(matrix, job)
     return moved
 
 

@@ -15,11 +15,9 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-import cloudpickle
 from distributed import Client, Future, KilledWorker
 from distributed.client import ClosedClientError
 from distributed.comm import CommClosedError
@@ -28,10 +26,10 @@ from dasknmf.numerics import planning
 from dasknmf.numerics.errors import ClusterError, RowsLostError
 from dasknmf.numerics.inspection import Place
 from dasknmf.numerics.work import Rows, Work
+from dasknmf.parallel.ancestry import Held, origins
 from dasknmf.parallel.executors import Carried, Executor, Visit, pick_rows
 from dasknmf.parallel.loading import Recipe, small_recipes
 from dasknmf.parallel.remote import (
-    make_rows,
     merge_pieces,
     release,
     release_all,
@@ -39,6 +37,7 @@ from dasknmf.parallel.remote import (
     visit_slab,
 )
 from dasknmf.parallel.slabs import Slabs
+from dasknmf.parallel.spans import Phases
 from dasknmf.parallel.watchdog import Watchdog
 
 logger = logging.getLogger("dasknmf")
@@ -46,23 +45,10 @@ logger = logging.getLogger("dasknmf")
 LOST = (CancelledError, KilledWorker, CommClosedError, ClosedClientError)
 RETRIES = 5  # in a row: every visit that ends well refills them
 LONGEST_PAUSE = 2.0  # seconds before a retry; the first one is at once
-LARGE_WORK = 4 << 20  # bytes of factors that the scheduler may keep for rows to be made again
-TOGETHER = 16  # slabs whose rows are fetched in one request: a request has to end now and then
-LAST_WORD = 5.0  # seconds for workers to answer that nobody waits for
+TOGETHER = 16  # slabs whose rows, or recipes, go in one request: it has to end now and then
+LAST_WORD = 5.0  # seconds for workers or the scheduler to answer what a fit can do without
+TOPIC = "dasknmf"  # of the events: client.get_events("dasknmf")
 T = TypeVar("T")
-
-
-@dataclass(eq=False)
-class Held:
-    """Rows of one slab on the cluster.
-
-    ``work`` made them from the slab alone, and makes them again where they are lost; None where it
-    took other rows for it.
-    """
-
-    future: Future
-    work: Work | None
-    place: Place
 
 
 class ClusterExecutor(Executor):
@@ -78,12 +64,27 @@ class ClusterExecutor(Executor):
         self.resident = resident
         self.token = uuid.uuid4().hex[:8]
         self.watchdog = Watchdog(client, rows_prefix(self.token))
+        self.phases = Phases()
         self._sources: list[Any] = [None] * len(slabs)
         self._recipes: list[Recipe] | None = None
         self._runs: list[str] = []
         self._releases: list[Any] = []
         self._count = self._stored = 0
         self._failures = 0
+
+    def begin(self, phase: str) -> None:
+        """A span of its own."""
+        self.phases.now = phase
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Log it on the scheduler, as client.log_event does; a fit does not fail on that."""
+        log = partial(
+            self.client.scheduler.log_event, topic=TOPIC, msg={"fit": self.token, **event}
+        )
+        try:
+            self.watchdog.ask_for(log, LAST_WORD)
+        except Exception as error:
+            logger.debug("a pass is not logged on the scheduler: %r", error)
 
     @property
     def room(self) -> int | None:
@@ -186,20 +187,21 @@ class ClusterExecutor(Executor):
         run = f"{self.token}-{self._count}"
         sources = self._load() if load else self._sources
         old = [None if rows is None else rows.handles[place.slab] for place in places]
-        scattered = self._scatter(work, work.name)
+        scattered = self._scatter(work, "factors", work.name)
         if keep:
             self._runs.append(run)
-        leaves = self.client.map(
-            visit_slab,
-            [scattered] * len(places),
-            [sources[place.slab] if load else None for place in places],
-            [None if held is None else held.future for held in old],
-            list(places),
-            [run if keep else ""] * len(places),
-            key=[(f"{work.name}-{run}", place.slab) for place in places],
-            pure=False,
-        )
-        root = self._merge(leaves, run)
+        with self.phases():
+            leaves = self.client.map(
+                visit_slab,
+                [scattered] * len(places),
+                [sources[place.slab] if load else None for place in places],
+                [None if held is None else held.future for held in old],
+                list(places),
+                [run if keep else ""] * len(places),
+                key=[(f"{work.name}-{run}", place.slab) for place in places],
+                pure=False,
+            )
+            root = self._merge(leaves, run)
         piece = self.watchdog.wait(lambda: self.client.gather(root, asynchronous=True), work.name)
         if not keep:
             return Visit(piece.sums, None)
@@ -249,15 +251,18 @@ class ClusterExecutor(Executor):
             if self._recipes is None and not self.resident:
                 self._recipes = small_recipes(self.slabs)
             if self._recipes is None:
-                wanted = [blocks[i] for i in missing]
-                for i, future in zip(
-                    missing, self.client.get(graph, wanted, sync=False), strict=True
-                ):
+                with self.phases():
+                    made = self.client.get(graph, [blocks[i] for i in missing], sync=False)
+                for i, future in zip(missing, made, strict=True):
                     self._sources[i] = future
                 return self._sources
             blocks = list(self._recipes)
-        for i in missing:  # one at a time: the client never holds a serialised copy of the whole
-            self._sources[i] = self._scatter(blocks[i], "slabs")
+        # Slabs one at a time, so that the client never holds a serialised copy of the whole.
+        step = 1 if self._recipes is None else TOGETHER
+        for start in range(0, len(missing), step):
+            some = missing[start : start + step]
+            for i, source in zip(some, self._scatter_all([blocks[i] for i in some]), strict=True):
+                self._sources[i] = source
         return self._sources
 
     def _drop_lost_sources(self) -> None:
@@ -270,20 +275,25 @@ class ClusterExecutor(Executor):
                     raise source.exception()  # what made the tasks above it vanish
                 self._sources[i] = None
 
-    def _scatter(self, data: Any, what: str) -> Future:
+    def _scatter(self, data: Any, name: str, what: str) -> Future:
+        """Send data to a worker; ``name`` is what the dashboard shows, ``what`` what waits."""
+        return self._scatter_all([data], name, what)[0]
+
+    def _scatter_all(
+        self, data: Sequence[Any], name: str = "slab", what: str = "slabs"
+    ) -> list[Future]:
+        """The same for a few, in one request."""
         patience = 2 * self.watchdog.limit  # of the scheduler, until there is a worker
-        whole = [data]  # scatter() would take a tuple apart
-        (future,) = self._wait(
-            partial(self.client.scatter, whole, hash=False, timeout=patience, asynchronous=True),
-            what,
-        )
-        return future
+        named = {f"nmf-{name}-{uuid.uuid4().hex}": item for item in data}
+        send = partial(self.client.scatter, named, timeout=patience, asynchronous=True)
+        found = self._wait(send, what)
+        return [found[key] for key in named]
 
     def carry(self, blocks: Sequence[Rows]) -> Carried:
         """Scatter rows to the workers."""
 
         def scatter() -> Carried:
-            futures = [self._scatter(block, "rows given") for block in blocks]
+            futures = [self._scatter(block, "rows", "rows given") for block in blocks]
             places = self.slabs.places
             return Carried(tuple(Held(f, None, p) for f, p in zip(futures, places, strict=True)))
 
@@ -318,7 +328,8 @@ class ClusterExecutor(Executor):
         numbers, futures = zip(*there, strict=True)
         keys = [(f"nmf-commit-{run}", i) for i in numbers]
         try:
-            written = self.client.map(write, numbers, futures, key=keys, pure=False, priority=1)
+            with self.phases("commits"):  # called by a thread of their own
+                written = self.client.map(write, numbers, futures, key=keys, pure=False, priority=1)
             ask = partial(self.client.gather, written, asynchronous=True)
             return list(self.watchdog.wait(ask, "a commit"))
         except LOST as error:
@@ -328,10 +339,12 @@ class ClusterExecutor(Executor):
         """Tasks that read them, so that rows which die with a worker are read again."""
         self._stored += 1
         handles: list[Held | None] = [None] * count
+        places = self.slabs.places
         for i in (i for i in range(count) if read.blocks[i] >= 0):
             key = (f"nmf-restore-{self.token}-{self._stored}", i)
-            future = self.client.submit(read.only(i), i, key=key, pure=False)
-            handles[i] = Held(future, None, self.slabs.places[i])
+            with self.phases():
+                future = self.client.submit(read.only(i), i, key=key, pure=False)
+            handles[i] = Held(future, None, places[i])
         return Carried(tuple(handles))
 
     def everywhere(self, check: Callable[[], Any]) -> dict[str, Any]:
@@ -350,30 +363,18 @@ class ClusterExecutor(Executor):
         self._failures = 0
         keys = [(f"nmf-rows-{self.token}-{model}", i) for i in range(len(rows.handles))]
         pick = partial(pick_rows, model=model)
-        origins = self._origins(rows.handles)
+        made = origins(rows.handles, self._small_recipes)
         picked = {key: (pick, h.future.key) for key, h in zip(keys, rows.handles, strict=True)}
-        if origins:
-            return list(self.client.get({**origins, **picked}, keys, sync=False))
-        futures = [held.future for held in rows.handles]
-        return self.client.map(pick, futures, key=keys, pure=False)
+        with self.phases():
+            if made:
+                return list(self.client.get({**made, **picked}, keys, sync=False))
+            futures = [held.future for held in rows.handles]
+            return list(self.client.map(pick, futures, key=keys, pure=False))
 
-    def _origins(self, handles: Sequence[Held]) -> dict[Any, Any]:
-        """Tasks that would make these rows, which are there already; none where that is unknown.
-
-        The scheduler keeps a task that is given for data which it has, and runs it once they die.
-        """
-        if self.slabs.graph is None or any(held.work is None for held in handles):
-            return {}
-        works = {id(held.work): held.work for held in handles}
-        found = self._recipes or small_recipes(self.slabs)
-        if found is None or sum(len(cloudpickle.dumps(w)) for w in works.values()) > LARGE_WORK:
-            return {}
-        names = {number: f"nmf-work-{uuid.uuid4().hex}" for number in works}
-        graph: dict[Any, Any] = {names[n]: (partial(_same, w),) for n, w in works.items()}
-        for held in handles:
-            make = partial(make_rows, source=found[held.place.slab], place=held.place)
-            graph[held.future.key] = (make, names[id(held.work)])
-        return graph
+    def _small_recipes(self) -> list[Recipe] | None:
+        if self.slabs.graph is None:
+            return None
+        return self._recipes or small_recipes(self.slabs)
 
     def close(self) -> None:
         """Let the workers drop slabs and rows."""
@@ -386,7 +387,3 @@ class ClusterExecutor(Executor):
             )
             with suppress(Exception):  # a fit that has ended well does not fail on this
                 self.watchdog.ask_for(ask, LAST_WORD)
-
-
-def _same(work: Work | None) -> Work | None:
-    return work

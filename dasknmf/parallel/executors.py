@@ -59,6 +59,14 @@ class Executor(ABC):
         """The same as a fraction, which sums do not blur."""
         return self._reads
 
+    def begin(self, phase: str) -> None:
+        """Say which phase of the fit what runs from now on belongs to: dashboards show it."""
+        return
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Tell whoever watches the cluster what the fit has come to; nobody does by default."""
+        return
+
     def go_on(self, reads: Fraction) -> None:
         """Count on from there."""
         self._reads = reads
@@ -83,7 +91,8 @@ class Executor(ABC):
         ``only`` names the slabs to visit: sums are then theirs, and other slabs keep the rows they
         have. ``share`` is the part of V that is read, where that is less than the slabs visited.
         """
-        places = self.slabs.places if only is None else [self.slabs.places[i] for i in only]
+        every = self.slabs.places
+        places = every if only is None else [every[i] for i in only]
         visit = self._run(work, rows, places, keep, load)
         if load:
             self._reads += Fraction(len(places), len(self.slabs)) if share is None else share

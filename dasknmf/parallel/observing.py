@@ -66,7 +66,7 @@ def observed(slabs: Slabs, X: Any, weights: Any, rule: Rule) -> Slabs:
         return replace(slabs, blocks=tuple(made), observed=True)
     graph = dict(slabs.graph)
     keys = [None] * len(slabs) if weights is None else _keys(weights, slabs, graph)
-    name = f"observed-{tokenize(slabs.blocks[0], keys, rule)}"
+    name = f"nmf-observed-{tokenize(slabs.blocks[0], keys, rule)}"
     for i, (make, key, M) in enumerate(zip(wrap, slabs.blocks, keys, strict=True)):
         graph[(name, i)] = (make, key) if M is None else (make, key, M)
     blocks = [(name, i) for i in range(len(slabs))]
@@ -144,7 +144,7 @@ def _keys(weights: Any, slabs: Slabs, graph: dict[Any, Any]) -> list[Any]:
             weights = da.map_blocks(sp.csr_array, weights, dtype=weights.dtype, meta=weights._meta)
         weights = weights.rechunk(wanted)
     graph.update(weights.__dask_graph__())
-    name = f"weights-{tokenize(weights.name, slabs.transposed)}"
+    name = f"nmf-weights-{tokenize(weights.name, slabs.transposed)}"
     for i in range(len(slabs)):
         key = (weights.name, 0, i) if slabs.transposed else (weights.name, i, 0)
         graph[(name, i)] = (partial(_oriented, swapped=slabs.transposed), key)

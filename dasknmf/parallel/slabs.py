@@ -114,7 +114,7 @@ def from_dask(X: da.Array, transposed: bool, *, merge: bool = True) -> Slabs:
     if len(groups) < len(along):
         logger.info("%d chunks of rows are read as %d slabs", len(along), len(groups))
     X, graph = _graph_of(X)
-    name = f"slab-{tokenize(X.name, transposed, dtype, groups)}"
+    name = f"nmf-slab-{tokenize(X.name, transposed, dtype, groups)}"
     ends = tuple(accumulate(groups))
     layouts = []
     for i, (members, end) in enumerate(zip(groups, ends, strict=True)):

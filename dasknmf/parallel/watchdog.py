@@ -15,16 +15,15 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-import dask
-from dask.utils import format_bytes, parse_timedelta
+from dask.utils import format_bytes
 from distributed import Client
 from distributed.comm import CommClosedError
 
 from dasknmf.numerics.errors import ClusterError
+from dasknmf.parallel import configuration
 
 logger = logging.getLogger("dasknmf")
 
-LIMIT = "300s"  # without progress; "dasknmf.watchdog" in Dask's configuration sets another
 FIRST, RAREST = 1.0, 30.0  # seconds between two looks at the scheduler
 LONGEST = 10  # limits that workers which come and go may keep a wait alive without any task moving
 RECONNECT = 3.0  # seconds for a connection that broke off
@@ -184,7 +183,7 @@ class Watchdog:
 
     def __init__(self, client: Client, prefix: str) -> None:
         self.client, self.prefix = client, prefix
-        self.limit = parse_timedelta(dask.config.get("dasknmf.watchdog", LIMIT))
+        self.limit = configuration.seconds("watchdog")
 
     def wait(self, ask: Callable[[], Awaitable[Any]], what: str) -> Any:
         """Give the result of ``ask()``, a coroutine for the client's event loop.

@@ -21,7 +21,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import FsspecStore, MemoryStore
 
 from dasknmf.numerics.errors import StoreError
-from dasknmf.storage.places import NOT_THERE
+from dasknmf.storage.places import NOT_THERE, explained
 
 CHUNK_BYTES = 16 << 20
 
@@ -61,13 +61,14 @@ class Source:
 
     def __getitem__(self, index: Any) -> Any:
         """Read a part; :class:`StoreError` where the store can't be seen."""
-        if self.home == _here():
-            return self.array[index]
-        array = None
-        with suppress(*NOT_THERE):
-            array = zarr.open_array(self.array.store_path, mode="r")
-        if array is not None:
-            return array[index]
+        with explained(self.array.store_path, "reading"):
+            if self.home == _here():
+                return self.array[index]
+            array = None
+            with suppress(*NOT_THERE):
+                array = zarr.open_array(self.array.store_path, mode="r")
+            if array is not None:
+                return array[index]
         # Raised with no context: zarr's own error can't be unpickled, and would hide this one.
         raise StoreError(
             f"{self.array.store_path} was opened on {self.home[0]}, but can't be seen by the "

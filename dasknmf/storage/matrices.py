@@ -17,7 +17,7 @@ import zarr
 from dasknmf.numerics import planning
 from dasknmf.numerics.errors import StoreError
 from dasknmf.storage import arrays
-from dasknmf.storage.places import NOT_THERE, local_path, readable, staged
+from dasknmf.storage.places import NOT_THERE, explained, local_path, readable, staged
 
 SPARSE = {"csr_matrix": sp.csr_array, "csc_matrix": sp.csc_array}
 KNOWN = (
@@ -56,12 +56,13 @@ def open_matrix(store: Any, component: str | None = None) -> Any:
             raise StoreError(f"{store} has no components; component is for Zarr groups.")
         return _open_npy(path) if path.suffix == ".npy" else _open_npz(path)
     where = f"{store}/{component}" if component else store
-    try:
-        node = zarr.open(readable(store), mode="r", path=component)
-    except NOT_THERE as error:
-        raise StoreError(
-            f"{where} is nothing that Zarr can open ({error}); expected {KNOWN}."
-        ) from error
+    with explained(store, "opening"):
+        try:
+            node = zarr.open(readable(store), mode="r", path=component)
+        except NOT_THERE as error:
+            raise StoreError(
+                f"{where} is nothing that Zarr can open ({error}); expected {KNOWN}."
+            ) from error
     return _from_node(node, where)
 
 

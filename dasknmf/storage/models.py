@@ -20,7 +20,7 @@ import zarr
 from dasknmf.numerics.errors import StoreError
 from dasknmf.numerics.kernels import Array
 from dasknmf.storage import arrays
-from dasknmf.storage.places import NOT_THERE, local_path, readable, staged
+from dasknmf.storage.places import NOT_THERE, explained, local_path, readable, staged
 
 FORMAT = "dasknmf-model"
 VERSION = 1
@@ -102,10 +102,13 @@ def _open(store: Any) -> tuple[Any, dict[str, Any]]:
     path = local_path(store)
     if path is not None and not path.exists():
         raise StoreError(f"{store} does not exist; {EXPECTED}.")
-    try:
-        group = zarr.open(readable(store), mode="r")
-    except NOT_THERE as error:
-        raise StoreError(f"{store} is nothing that Zarr can open ({error}); {EXPECTED}.") from error
+    with explained(store, "opening"):
+        try:
+            group = zarr.open(readable(store), mode="r")
+        except NOT_THERE as error:
+            raise StoreError(
+                f"{store} is nothing that Zarr can open ({error}); {EXPECTED}."
+            ) from error
     if isinstance(group, zarr.Array):
         raise StoreError(
             f"{store} is a Zarr array, perhaps a matrix, and no model; {EXPECTED}. "

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import zarr
-from zarr.storage import LocalStore, ZipStore
+from zarr.storage import LocalStore, ObjectStore, StorePath, ZipStore
 
 from dasknmf.numerics.errors import StoreError
 
 # What zarr raises, version by version, where there is nothing that it can open.
 NOT_THERE = (FileNotFoundError, NotADirectoryError, KeyError, ValueError)
+OBJECT_STORES = ("s3", "gs", "az")
 NODE_FILES = ("zarr.json", ".zgroup", ".zarray")
 
 
@@ -34,11 +35,50 @@ def local_path(store: Any) -> Path | None:
     return Path(store).resolve() if isinstance(store, os.PathLike) else None
 
 
+def remote(store: Any) -> Any:
+    """URLs of object stores by obstore, as checkpoints have it; what else is not local as it is.
+
+    Without obstore such a URL is fsspec's.
+    """
+    if not isinstance(store, str) or store.split("://")[0] not in OBJECT_STORES:
+        return store
+    try:
+        from obstore.store import from_url
+    except ImportError:
+        return store
+    with explained(store, "opening"):
+        return ObjectStore(from_url(store.rstrip("/")))
+
+
+@contextmanager
+def explained(where: Any, doing: str) -> Iterator[None]:
+    """Turn what object stores raise into a StoreError that says where, what and what to do."""
+    said = None
+    try:
+        yield
+    except Exception as error:
+        kinds = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
+        unknown = isinstance(error, ImportError) and "://" in str(where)
+        if not unknown and ("obstore" not in kinds or isinstance(error, FileNotFoundError)):
+            raise
+        said = str(error).partition("\n")[0]  # what follows is for obstore's developers
+    if said is not None:  # with no context: obstore's own errors can't be unpickled everywhere
+        raise StoreError(
+            f"{doing} {where} failed: {said:.500}. Look at the URL, the credentials and the "
+            "network; URLs of object stores need pip install 'dasknmf[cloud]'."
+        )
+
+
+def below(place: Any, name: str) -> Any:
+    """The place of a group within a place."""
+    return f"{place}/{name}" if isinstance(place, str) else StorePath(place, name)
+
+
 def readable(store: Any) -> Any:
-    """What zarr opens ``store`` by: an absolute path, a zip store, or the store as it is."""
+    """What zarr opens ``store`` by: an absolute path, a zip store, an object store, or itself."""
     path = local_path(store)
     if path is None:
-        return store
+        return remote(store)
     return ZipStore(path, mode="r") if path.suffix == ".zip" and path.is_file() else str(path)
 
 
@@ -67,10 +107,11 @@ def refuse_existing(store: Any, overwrite: bool) -> None:
 
 
 def _opens(store: Any) -> bool:
-    try:
-        zarr.open(store, mode="r")
-    except NOT_THERE:
-        return False
+    with explained(store, "looking for"):
+        try:
+            zarr.open(remote(store), mode="r")
+        except NOT_THERE:
+            return False
     return True
 
 
@@ -101,7 +142,8 @@ def staged(store: Any, overwrite: bool) -> Iterator[Any]:
     refuse_existing(store, overwrite)
     path = local_path(store)
     if path is None:
-        yield store
+        with explained(store, "writing"):
+            yield remote(store)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     draft, packed = _beside(path), _beside(path)

@@ -18,7 +18,7 @@ import zarr
 from dasknmf.numerics.errors import StoreError
 from dasknmf.numerics.kernels import Array
 from dasknmf.storage import arrays, models
-from dasknmf.storage.places import staged
+from dasknmf.storage.places import below, staged
 
 FORMAT = "dasknmf-study"
 VERSION = 1
@@ -42,10 +42,10 @@ def write(
         raise StoreError(f"store={store!r}; expected a path or a URL for a group of models.")
     known = {"format": FORMAT, "version": VERSION, "complete": False, **about}
     with staged(store, overwrite) as place:
-        root = os.fspath(place)
+        root = os.fspath(place) if isinstance(place, os.PathLike) else place
         group = zarr.create_group(root, attributes={"dasknmf": known}, overwrite=True)
         for name, column in table.items():
             arrays.write(root, name, column, ("rank",))
         for rank, record in records.items():
-            models.write_into(f"{root}/rank_{rank}", record)
+            models.write_into(below(root, f"rank_{rank}"), record)
         group.update_attributes({"dasknmf": {**known, "complete": True}})

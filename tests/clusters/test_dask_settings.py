@@ -38,6 +38,12 @@ def test_a_setting_is_one_of_distributed(path, value):
         assert isinstance(value, bool)
 
 
+def test_the_line_to_change_is_a_setting_of_dask():
+    commented = PATH.read_text().splitlines()[-1].removeprefix("# ")
+    (key,) = yaml.safe_load(commented)
+    assert key in yaml.safe_load((Path(dask.__file__).parent / "dask.yaml").read_text())
+
+
 def test_every_line_has_a_reason():
     for line in PATH.read_text().splitlines():
         setting = not line.startswith("#") and not line.rstrip().endswith(":")
