@@ -9,9 +9,9 @@ from typing import Any
 import click
 import numpy as np
 
-from dasknmf.checkpointing import Shown
 from dasknmf.numerics.errors import MissingError, StoreError
 from dasknmf.packing import Packed, unpack
+from dasknmf.snapshots import Shown
 from dasknmf.storage.manifests import Commit
 from dasknmf.storage.objects import open_objects
 from dasknmf.storage.runs import RESUME

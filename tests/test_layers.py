@@ -20,7 +20,9 @@ LAYERS = [
         "packing",
         "settings",
         "signals",
+        "snapshots",
         "state",
+        "state_study",
         "studying",
     },
     {
@@ -29,6 +31,7 @@ LAYERS = [
         "parameters",
         "results",
         "resuming",
+        "resuming_study",
         "progress",
         "validation",
         "reading",
