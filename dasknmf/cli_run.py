@@ -9,6 +9,7 @@ from typing import Any
 import click
 import numpy as np
 
+from dasknmf.history import History
 from dasknmf.numerics.errors import MissingError, StoreError
 from dasknmf.numerics.stopping import Outcome
 from dasknmf.packing import Packed, unpack
@@ -151,12 +152,7 @@ def lines(found: RunStatus, newest: Commit | None) -> list[str]:
     history = shown.history
     if not history.loss:
         return [*said, "loss:    no pass has ended yet"]
-    error = history.relative_error[-1]
-    relative = f", {error:.6f} of the norm of the data" if np.isfinite(error) else ""
-    said.append(f"loss:    {history.loss[-1]:.9g}{relative}, after {history.reads[-1]:.2f} reads")
-    said.append(f"         {curve(history.loss)}")
-    if isinstance(shown, StudyShown):
-        said += _ranks(shown)
+    said += _ranks(shown) if isinstance(shown, StudyShown) else _loss(history)
     if shown.outcome.name == "UNFINISHED":
         said.append(f"left:    {_left(shown, limit)}")
     else:
@@ -173,9 +169,21 @@ def _what(problem: dict[str, Any]) -> str:
     return f"{len(ranks)} ranks ({named}) × {problem.get('n_init')} restarts"
 
 
+def _loss(history: History) -> list[str]:
+    error = history.relative_error[-1]
+    relative = f", {error:.6f} of the norm of the data" if np.isfinite(error) else ""
+    return [
+        f"loss:    {history.loss[-1]:.9g}{relative}, after {history.reads[-1]:.2f} reads",
+        f"         {curve(history.loss)}",
+    ]
+
+
 def _ranks(shown: StudyShown) -> list[str]:
     """A line a rank: passes and loss of its best restart."""
-    said = ["ranks:   rank  go on      passes  loss of the best  hold-out error"]
+    said = [
+        f"reads:   {shown.history.reads[-1]:.2f}",
+        "ranks:   rank  go on      passes  loss of the best  hold-out error",
+    ]
     for rank in shown.ranks:
         on = f"{rank.running} of {rank.restarts}"
         held = f"{rank.held:14.6g}" if np.isfinite(rank.held) else f"{'-':>14}"

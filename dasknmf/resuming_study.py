@@ -20,7 +20,7 @@ from dasknmf.snapshots import read_state
 from dasknmf.state_study import StudyShown, restored, study_snapshot
 from dasknmf.storage.manifests import Commit
 from dasknmf.storage.objects import Objects
-from dasknmf.studying import so_far
+from dasknmf.studying import Study, so_far
 
 if TYPE_CHECKING:
     from dasknmf.estimator import NMF
@@ -91,13 +91,13 @@ def load(objects: Objects, commit: Commit) -> RankStudy:
     Of one that is not done, what takes the last read is nan: consensus of samples, explained
     variance of losses that are no squares.
     """
-    from dasknmf.study import RankStudy
+    from dasknmf.study import RankStudy, checked_ranks
 
     meta: Any = commit.meta
     try:
         about, shown = meta["study"], unpack(Packed(meta["shown"]))
         study = RankStudy(**about["parameters"])
-        ranks = tuple(study.ranks)
+        ranks = checked_ranks(study.ranks)
         study.n_features_in_ = int(about["n_features"])
         if about["feature_names"] is not None:
             study.feature_names_in_ = np.array(about["feature_names"], dtype=object)
@@ -112,6 +112,8 @@ def load(objects: Objects, commit: Commit) -> RankStudy:
     if found is None:
         _refuse_too_soon(objects, commit, shown, transposed)
         found = so_far(state, ranks, shape, shown.fingerprint)
+    if not isinstance(found, Study) or tuple(found.restarts) != ranks:
+        raise DamagedError(f"commit {commit.number} holds no study of the ranks {ranks}")
     study._take_in(found, ranks)
     if shown.outcome is Outcome.UNFINISHED:
         study.rule_ = f"not done, after pass {shown.number}: {study.rule_}"

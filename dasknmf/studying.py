@@ -94,12 +94,12 @@ def so_far(
     restarts = []
     for model, course, outcome in zip(state.every, state.courses, state.outcomes, strict=True):
         history = history_of(course).as_arrays()
-        relative = history["relative_error"][-1]
+        squares = np.isfinite(history["relative_error"][-1])
         restarts.append(
             Restart(
                 H=model.short.T.copy(),
                 loss=model.loss,
-                residual=relative**2 * state.inspection.squares,
+                residual=2.0 * model.loss if squares else float("nan"),
                 held=model.held.mean,
                 n_iter=course.shape[1],
                 outcome=Outcome.UNFINISHED if model.number in running else outcome,

@@ -10,6 +10,10 @@ from test_resume import Interrupts
 
 import dasknmf
 from dasknmf import NMF, ParameterError, ProblemMismatchError, RankStudy, StoppedError, StoreError
+from dasknmf.ensemble import Model
+from dasknmf.packing import Packed, pack, unpack
+from dasknmf.state import State
+from dasknmf.state_study import StudyState, restored
 from dasknmf.storage.objects import open_objects
 from dasknmf.storage.survey import read_newest, verify
 
@@ -216,9 +220,13 @@ def test_a_study_that_is_not_done_is_one_as_far_as_it_has_come(rng, tmp_path, in
     model = seen.model(4)
     assert model.outcome_ is dasknmf.Outcome.UNFINISHED
     assert model.history_["loss"].size == passes
-    assert model.history_["loss"][-1] == seen.table()["loss"][1]
+    assert model.reconstruction_err_ == np.sqrt(2 * seen.table()["loss"][1])
+    assert seen.table()["loss"][1] <= model.history_["loss"][-1]  # half a pass further
     assert model.get_params()["checkpoint"] is None
     assert model.transform(X[:10]).compute().shape == (10, 4)
+    report = pytest.importorskip("dasknmf.report_study")
+    text = report.report_study(seen, tmp_path / "study.html").read_text(encoding="utf8")
+    assert "The study is not done" in text
 
 
 def test_wide_studies_have_no_components_before_their_end(rng, tmp_path, interrupts):
@@ -227,6 +235,20 @@ def test_wide_studies_have_no_components_before_their_end(rng, tmp_path, interru
         RankStudy(**{**SMALL, "tol": 0}, checkpoint=tmp_path / "run").fit(wide(rng))
     with pytest.raises(StoreError, match=r"H comes with the last read.*dasknmf watch"):
         dasknmf.load(tmp_path / "run")
+
+
+def test_what_a_commit_can_not_mean_is_refused():
+    kept = {2: [np.arange(3)], 3: []}
+    found = unpack(pack(kept))
+    assert list(found) == [2, 3]
+    np.testing.assert_array_equal(found[2][0], kept[2][0])
+    for tree in ([[[1], 2]], [1], [[1, 2, 3]], None):
+        with pytest.raises(StoreError, match="does not make sense"):
+            unpack(Packed({"!": "dict", "of": tree}))
+    model = Model(0, np.ones((2, 2)), [], 0.0, 0.0)
+    for state in (State([model]), StudyState([model])):  # of a fit; without its courses
+        with pytest.raises(StoreError, match="is not that of a study"):
+            restored(state)
 
 
 def test_sigterm_ends_in_a_commit(rng, tmp_path):
