@@ -115,6 +115,7 @@ def test_what_was_stopped_by_max_iter_or_a_callback_goes_on(rng, tmp_path):
     assert first.model(2).outcome_ is dasknmf.Outcome.INTERRUPTED
     short = RankStudy(**{**given, "max_iter": 3}, checkpoint=run).fit(X)
     assert short.n_iter_ == 3
+    assert short.model(4).checkpoint is None
     assert short.model(4).outcome_ is dasknmf.Outcome.MAX_ITER
     assert bits(RankStudy(**given, checkpoint=run).fit(X)) == expected
 
