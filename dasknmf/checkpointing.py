@@ -3,24 +3,20 @@
 A fit meets its keeper at every boundary (between waves, between passes). The keeper takes the state
 apart at once, which copies nothing, and a thread of its own makes it durable while the next wave
 computes; of states that come faster than the store takes them, the newest one waits. The protocol
-is ``storage.runs``; what is in an object is ``storage.blobs``.
+is ``storage.runs``; what is in a commit is ``snapshots``.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from dasknmf.history import History
 from dasknmf.numerics.errors import (
     FencedError,
     ProblemMismatchError,
@@ -30,35 +26,20 @@ from dasknmf.numerics.errors import (
     StoreWarning,
 )
 from dasknmf.numerics.inspection import Inspection
-from dasknmf.numerics.kernels import Array
-from dasknmf.numerics.stopping import Outcome
-from dasknmf.packing import Packed, pack, packable, unpack
+from dasknmf.packing import Packed, pack
 from dasknmf.parallel.executors import Carried, Executor
 from dasknmf.parallel.slabs import Slabs
 from dasknmf.signals import Stop
+from dasknmf.snapshots import Snapshot, objects_of, place_of, read_state
 from dasknmf.state import State
-from dasknmf.storage import blobs
-from dasknmf.storage.manifests import Commit, Entry
-from dasknmf.storage.rows import RowReader, RowWriter
+from dasknmf.storage.manifests import Entry
+from dasknmf.storage.rows import RowWriter
 from dasknmf.storage.runs import Draft, Run
 
 logger = logging.getLogger("dasknmf")
 
-ALONE = 1 << 20  # bytes of an array that is an object of its own
 GOES_ON = (StoreError, OSError, RowsLostError)
 LATE = 1.2  # times the longest wave so far: what the next one may take
-
-
-@packable
-@dataclass(frozen=True)
-class Shown:
-    """What a commit tells as a model, beside its factors."""
-
-    history: History
-    loss: float
-    number: int
-    outcome: Outcome
-    fingerprint: str | None
 
 
 @dataclass(frozen=True)
@@ -101,8 +82,8 @@ class Keeper:
                 raise ProblemMismatchError(
                     f"X has changed since its checkpoint was begun: slab {slab} ({side} {start} to "
                     f"{stop - 1}) has checksum {check:#010x}, and the checkpoint knows "
-                    f"{known[slab]:#010x}. Give the same X, or another checkpoint path; nothing "
-                    "was written."
+                    f"{known[slab]:#010x}. Give the same X and weights, or another checkpoint "
+                    "path; nothing was written."
                 )
 
     def mark(self, state: State) -> Packed | None:
@@ -113,25 +94,14 @@ class Keeper:
         """After the last read."""
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A state taken apart, and the model that it is."""
-
-    state: Packed
-    shown: Any  # JSON of a Shown
-    factor: Array  # the short one
-    long: Carried | None = None
-    model: int = 0  # whose rows of ``long`` those of the model are
-
-
 @dataclass
 class CheckpointKeeper(Keeper):
     """Commits to one run.
 
     about
         JSON of the estimator that every commit carries: parameters, names, shape, versions.
-    carries
-        Whether the solver carries rows.
+    snapshot
+        Of a state, and of what :meth:`mark` gave where all is done.
     """
 
     run: Run
@@ -139,7 +109,7 @@ class CheckpointKeeper(Keeper):
     cadence: Cadence
     about: dict[str, Any]
     stop: Stop
-    carries: bool
+    snapshot: Callable[[State, Packed | None], Snapshot]
     failures: int = 3
     commits: int = 0
     _executor: Executor | None = None
@@ -190,7 +160,7 @@ class CheckpointKeeper(Keeper):
         if not (wanted or due or at == 0.0):
             return
         self._saved_at = (found.number, now)
-        self._save(self._snapshot(found))
+        self._save(self.snapshot(found, None))
         if wanted:
             self._settle()
             if self._failed:
@@ -207,7 +177,7 @@ class CheckpointKeeper(Keeper):
 
     def finish(self, ending: Packed | None, state: State) -> None:
         """Commit the result, and wait for it."""
-        self._save(self._snapshot(state, ending))
+        self._save(self.snapshot(state, ending))
         self._settle()
 
     def close(self) -> None:
@@ -216,24 +186,6 @@ class CheckpointKeeper(Keeper):
 
     def _number(self) -> int:
         return 0 if self.run.newest is None else self.run.newest.number
-
-    def _snapshot(self, state: State, ending: Packed | None = None) -> Snapshot:
-        best, seen = state.best, state.inspection
-        shown = Shown(
-            state.history,
-            best.loss,
-            state.number,
-            state.outcome or Outcome.UNFINISHED,
-            None if seen is None else seen.fingerprint(self.slabs.shape, self.slabs.dtype),
-        )
-        known = self.carries or ending is not None
-        return Snapshot(
-            state=pack(state) if ending is None else ending,
-            shown=pack(shown).tree,
-            factor=best.short,
-            long=state.rows if self.slabs.transposed and known else None,
-            model=best.number if self.carries else 0,
-        )
 
     def _save(self, snapshot: Snapshot) -> None:
         self._waiting = snapshot
@@ -303,7 +255,7 @@ class CheckpointKeeper(Keeper):
             "arrays": [[str(a.dtype), list(a.shape)] for a in snapshot.state.arrays],
             "carried": present[: len(snapshot.state.carried)],
             "shown": snapshot.shown,
-            "long": None if long is None else _place(long, carried, present, snapshot.model),
+            "long": None if long is None else place_of(long, carried, present, snapshot.model),
         }
         self.run.commit(meta, entries, draft)
 
@@ -316,81 +268,3 @@ class CheckpointKeeper(Keeper):
             blocks[slab] = count
             entries.extend(found)
         return blocks
-
-
-def _place(
-    long: Carried, carried: Sequence[Carried], present: Sequence[list[int]], model: int
-) -> dict[str, Any]:
-    """Where the long factor of the model lies: which rows, their blocks, and which of those."""
-    number = next(n for n, rows in enumerate(carried) if rows is long)
-    return {"rows": number, "blocks": present[number], "model": model}
-
-
-def objects_of(snapshot: Snapshot, slabs: Slabs) -> Iterator[tuple[str, bytes]]:
-    """Names and bytes of what the client writes."""
-    about = {"dasknmf": {"format": "dasknmf-checkpoint"}}
-    numbers = range(len(snapshot.state.carried) + (snapshot.long is not None))
-    for group in ("", "state/", "state/rows/", *(f"state/rows/{n}/" for n in numbers)):
-        yield f"{group}{blobs.META}", blobs.group_object({} if group else about)
-    if slabs.transposed:
-        yield from blobs.array_objects("W", snapshot.factor, ("sample", "component")).items()
-    else:
-        H = np.ascontiguousarray(snapshot.factor.T)
-        yield from blobs.array_objects("H", H, ("component", "feature")).items()
-    table = [(str(a.dtype), list(a.shape)) for a in snapshot.state.arrays]
-    for name, members in _pieces(table).items():
-        flat = [snapshot.state.arrays[i].ravel() for i in members]
-        whole = flat[0] if len(flat) == 1 else np.concatenate(flat)
-        yield from blobs.array_objects(f"state/{name}", whole, ("entry",)).items()
-
-
-def _pieces(table: Sequence[Any]) -> dict[str, list[int]]:
-    """Which arrays of a state lie together: small ones by dtype, large ones alone.
-
-    So a commit copies one large array at a time, and many small ones are one object.
-    """
-    pieces: dict[str, list[int]] = {}
-    for i, (dtype, shape) in enumerate(table):
-        large = math.prod(shape) * np.dtype(dtype).itemsize >= ALONE
-        pieces.setdefault(f"{dtype}-{i}" if large else dtype, []).append(i)
-    return pieces
-
-
-def read_objects(objects: Any, commit: Commit, prefix: str) -> dict[str, bytes]:
-    """Objects of a commit below ``prefix``, by their name within its group, verified."""
-    found = {}
-    for entry in commit.entries:
-        name = entry.key.split("/", 2)[2]
-        if name.startswith(prefix):
-            found[name] = commit.read(objects, entry.key)
-    return found
-
-
-def read_state(objects: Any, commit: Commit, executor: Executor) -> State:
-    """Put a state together from a commit; carried rows are read by the workers."""
-    meta: Any = commit.meta
-    try:
-        if not {dtype for dtype, _ in meta["arrays"]} <= blobs.DTYPES:
-            raise ValueError("unknown dtypes")
-        arrays = _arrays(objects, commit, meta["arrays"])
-        carried = [
-            executor.load_rows(RowReader(objects, commit.entries, n, tuple(blocks)), len(blocks))
-            for n, blocks in enumerate(meta["carried"])
-        ]
-        state = unpack(Packed(meta["state"], arrays, carried))
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"commit {commit.number} does not make sense: {error!r}") from error
-    if not isinstance(state, State):
-        raise StoreError(f"commit {commit.number} holds a {type(state).__name__} and no state")
-    return state
-
-
-def _arrays(objects: Any, commit: Commit, table: Sequence[Any]) -> list[Array]:
-    """Read the pieces, and cut them up again."""
-    arrays: list[Array] = [np.empty(0)] * len(table)
-    for name, members in _pieces(table).items():
-        flat = blobs.read_array(f"state/{name}", read_objects(objects, commit, f"state/{name}/"))
-        edges = np.cumsum([0, *(math.prod(table[i][1]) for i in members)])
-        for i, start, stop in zip(members, edges, edges[1:], strict=False):
-            arrays[i] = flat[start:stop].reshape(table[i][1])
-    return arrays

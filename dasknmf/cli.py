@@ -71,21 +71,6 @@ def _plain_errors(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _refuse_inputs(output: str, *inputs: str) -> None:
-    """Refuse to replace what is still to be read."""
-    target = places.local_path(output)
-    for source in inputs:
-        path = places.local_path(source)
-        if target is None or path is None:
-            same = output == source
-        else:
-            same = path.is_relative_to(target) or target.is_relative_to(path)
-        if same:
-            raise click.UsageError(
-                f"the output {output} would replace the input {source}, or lie inside the input"
-            )
-
-
 @click.group(name="nmf", context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(dasknmf.__version__, prog_name="dasknmf")
 @click.option("--debug", is_flag=True, help="Log decisions, and show where an error came from.")
@@ -150,6 +135,7 @@ def _fit_options(command: Callable[..., None]) -> Callable[..., None]:
     "--missing", type=click.Choice(["nan", "unstored"]), help="Entries that count for nothing."
 )
 @click.option("--holdout", type=float, default=0.0, help="Share of entries hidden from the fit.")
+@click.option("--weights", metavar="PATH", help="Matrix of MATRIX's shape: how much entries count.")
 @click.option("--overwrite", is_flag=True, help="Replace what is at the output path.")
 @click.option("-q", "--quiet", is_flag=True, help="Warnings and errors only.")
 @cli_run.run_options
@@ -159,6 +145,7 @@ def fit(
     matrix: str,
     output: str,
     component: str | None,
+    weights: str | None,
     overwrite: bool,
     quiet: bool,
     alpha_H: float | None,
@@ -168,9 +155,10 @@ def fit(
 ) -> None:
     """Factorise MATRIX: a Zarr array or group, .npy or .npz; save W and H."""
     run = parameters["checkpoint"]
-    _refuse_inputs(output, matrix, *([] if run is None else [run]))
+    cli_run.refuse_inputs(output, *filter(None, (matrix, weights, run)))
     places.refuse_existing(output, overwrite)
     X = matrices.open_matrix(matrix, component)
+    M = None if weights is None else matrices.open_matrix(weights)
     model = dasknmf.NMF(
         **parameters,
         alpha_H="same" if alpha_H is None else alpha_H,
@@ -178,7 +166,7 @@ def fit(
         verbose=int(not quiet),
     )
     with connected(cluster, quiet) as client:
-        model.fit_transform(X, client=client)
+        model.fit_transform(X, client=client, weights=M)
         model.save(output, overwrite=overwrite)
     if not quiet:
         _echo_summary(output, models.read(output))
@@ -242,9 +230,15 @@ def transform(
     cluster: dict[str, Any],
 ) -> None:
     """Give W of MATRIX for the components of MODEL."""
-    _refuse_inputs(output, model, matrix)
+    cli_run.refuse_inputs(output, model, matrix)
     places.refuse_existing(output, overwrite)
     fitted = dasknmf.load(model)
+    if isinstance(fitted, dasknmf.RankStudy):
+        raise click.UsageError(
+            f"{model} is the run of a study, with a model for each rank. Give one of them: a "
+            "group such as STUDY.zarr/rank_3 of what `ranks -o STUDY.zarr` wrote, or save it by "
+            f"dasknmf.load({model!r}).model(3).save(...)"
+        )
     X = matrices.open_matrix(matrix, component)
     with connected(cluster, quiet) as client:
         W = fitted.transform(X, client=client)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 import dasknmf
+from dasknmf import cli_run
 from dasknmf.cli_cluster import cluster_options, connected
 from dasknmf.storage import matrices, places
 
@@ -45,11 +46,13 @@ class _Ranks(click.ParamType):
               show_default=True)  # fmt: skip
 @click.option("--holdout", type=float, default=0.05, show_default=True,
               help="Share of the entries hidden from the fits.")  # fmt: skip
+@click.option("--weights", metavar="PATH", help="Matrix of MATRIX's shape: how much entries count.")
 @click.option("--seed", "random_state", type=int, default=0, show_default=True, help="Of it all.")
 @click.option("--tol", type=float, default=1e-4, show_default=True, help="Change to stop at.")
 @click.option("--max-iter", type=int, default=200, show_default=True, help="Passes at most.")
 @click.option("--overwrite", is_flag=True, help="Replace what is at the output paths.")
 @click.option("-q", "--quiet", is_flag=True, help="Warnings and errors only.")
+@cli_run.run_options
 @cluster_options
 def ranks(  # noqa: PLR0913 - click passes every option by name
     matrix: str,
@@ -57,6 +60,7 @@ def ranks(  # noqa: PLR0913 - click passes every option by name
     output: str | None,
     report: str | None,
     component: str | None,
+    weights: str | None,
     overwrite: bool,
     quiet: bool,
     cluster: dict[str, Any],
@@ -64,19 +68,16 @@ def ranks(  # noqa: PLR0913 - click passes every option by name
 ) -> None:
     """Fit MATRIX at many ranks in the same reads, and say which rank to take and why."""
     for path in filter(None, (output, report)):
-        target, source = places.local_path(path), places.local_path(matrix)
-        if path == matrix or (target and source and (
-            target.is_relative_to(source) or source.is_relative_to(target)
-        )):  # fmt: skip
-            raise click.UsageError(f"{path} would replace {matrix}, or lie inside of it")
+        cli_run.refuse_inputs(path, *filter(None, (matrix, weights, parameters["checkpoint"])))
     if output is not None:
         places.refuse_existing(output, overwrite)
     if report is not None:
         _refuse_report(report, overwrite)
     X = matrices.open_matrix(matrix, component)
+    M = None if weights is None else matrices.open_matrix(weights)
     study = dasknmf.RankStudy(of, **parameters, verbose=int(not quiet))
     with connected(cluster, quiet) as client:
-        study.fit(X, client=client)
+        study.fit(X, client=client, weights=M)
     if output is not None:
         study.save(output, overwrite=overwrite)
     if report is not None:

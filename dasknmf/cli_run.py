@@ -9,9 +9,13 @@ from typing import Any
 import click
 import numpy as np
 
-from dasknmf.checkpointing import Shown
+from dasknmf.history import History
 from dasknmf.numerics.errors import MissingError, StoreError
+from dasknmf.numerics.stopping import Outcome
 from dasknmf.packing import Packed, unpack
+from dasknmf.snapshots import Shown
+from dasknmf.state_study import StudyShown
+from dasknmf.storage import places
 from dasknmf.storage.manifests import Commit
 from dasknmf.storage.objects import open_objects
 from dasknmf.storage.runs import RESUME
@@ -20,6 +24,21 @@ from dasknmf.storage.survey import RunStatus, status, verify
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 60  # characters of the loss curve
 OPTIONS = ("checkpoint", "checkpoint_every", "resume", "takeover", "time_limit")
+
+
+def refuse_inputs(output: str, *inputs: str) -> None:
+    """Refuse to replace what is still to be read."""
+    target = places.local_path(output)
+    for source in inputs:
+        path = places.local_path(source)
+        if target is None or path is None:
+            same = output == source
+        else:
+            same = path.is_relative_to(target) or target.is_relative_to(path)
+        if same:
+            raise click.UsageError(
+                f"the output {output} would replace the input {source}, or lie inside the input"
+            )
 
 
 def _every(context: Any, parameter: Any, value: str) -> int | str:
@@ -100,7 +119,9 @@ def watch(run: str, once: bool, interval: float) -> None:
 def _explained(error: Exception) -> click.ClickException:
     """What went wrong, and what a run is where there is none."""
     if isinstance(error, MissingError):
-        return click.ClickException(f"{error} Expected a run, as `fit --checkpoint RUN` begins it.")
+        return click.ClickException(
+            f"{error} Expected a run, as `fit` or `ranks --checkpoint RUN` begins it."
+        )
     return click.ClickException(str(error))
 
 
@@ -121,25 +142,56 @@ def lines(found: RunStatus, newest: Commit | None) -> list[str]:
     said = [f"run:     {found.id}, started {len(found.epochs)} times; {_life(found)}"]
     problem = found.problem
     shape = " × ".join(map(str, problem.get("shape", ())))
-    said.append(f"problem: {shape}, k={problem.get('n_components')}, {problem.get('solver')}")
+    said.append(f"problem: {shape}, {_what(problem)}, {problem.get('solver')}")
     if newest is None:
         return [*said, "commits: none yet"]
     shown = shown_of(newest)
     about: Any = newest.meta
-    limit = about["model"]["parameters"].get("max_iter")
+    limit = about["study" if "study" in about else "model"]["parameters"].get("max_iter")
     said.append(f"commit:  {newest.number} of {newest.created}, pass {shown.number} of {limit}")
     history = shown.history
     if not history.loss:
         return [*said, "loss:    no pass has ended yet"]
-    error = history.relative_error[-1]
-    relative = f", {error:.6f} of the norm of the data" if np.isfinite(error) else ""
-    said.append(f"loss:    {history.loss[-1]:.9g}{relative}, after {history.reads[-1]:.2f} reads")
-    said.append(f"         {curve(history.loss)}")
+    said += _ranks(shown) if isinstance(shown, StudyShown) else _loss(history)
     if shown.outcome.name == "UNFINISHED":
         said.append(f"left:    {_left(shown, limit)}")
     else:
         said.append(f"ended:   {shown.outcome.value}")
     said += [f"damaged: commit {number}: {what}" for number, what in found.damaged.items()]
+    return said
+
+
+def _what(problem: dict[str, Any]) -> str:
+    ranks = problem.get("ranks")
+    if ranks is None:
+        return f"k={problem.get('n_components')}"
+    named = ", ".join(map(str, ranks)) if len(ranks) < 4 else f"{ranks[0]} to {ranks[-1]}"
+    return f"{len(ranks)} ranks ({named}) × {problem.get('n_init')} restarts"
+
+
+def _loss(history: History) -> list[str]:
+    error = history.relative_error[-1]
+    relative = f", {error:.6f} of the norm of the data" if np.isfinite(error) else ""
+    return [
+        f"loss:    {history.loss[-1]:.9g}{relative}, after {history.reads[-1]:.2f} reads",
+        f"         {curve(history.loss)}",
+    ]
+
+
+def _ranks(shown: StudyShown) -> list[str]:
+    """A line a rank: passes and loss of its best restart."""
+    said = [
+        f"reads:   {shown.history.reads[-1]:.2f}",
+        "ranks:   rank  go on      passes  loss of the best  hold-out error",
+    ]
+    for rank in shown.ranks:
+        on = f"{rank.running} of {rank.restarts}"
+        held = f"{rank.held:14.6g}" if np.isfinite(rank.held) else f"{'-':>14}"
+        passes = len(rank.losses) - (shown.outcome is not Outcome.UNFINISHED)  # the last is a read
+        said.append(
+            f"         {rank.rank:4d}  {on:10}  {passes:5d}  {rank.losses[-1]:16.9g}  {held}"
+            f"  {curve(rank.losses)}"
+        )
     return said
 
 

@@ -94,6 +94,9 @@ def _pack_parts(value: Any, to: Packed, seen: dict[int, int]) -> Any:
         return {KIND: name, "of": parts}
     if type(value) is list:
         return [_pack(item, to, seen) for item in value]
+    if type(value) is dict:
+        pairs = [[_pack(key, to, seen), _pack(of, to, seen)] for key, of in value.items()]
+        return {KIND: "dict", "of": pairs}
     if isinstance(value, tuple | frozenset) and type(value) in (tuple, frozenset):
         items = sorted(value) if isinstance(value, frozenset) else value
         return {KIND: name, "of": [_pack(item, to, seen) for item in items]}
@@ -136,6 +139,9 @@ def _unpack(tree: Any, packed: Packed, depth: int) -> Any:
         "Fraction": lambda: Fraction(of),
         "Outcome": lambda: Outcome[of],
         "tuple": lambda: tuple(_unpack(item, packed, depth + 1) for item in of),
+        "dict": lambda: {
+            _unpack(key, packed, depth + 1): _unpack(part, packed, depth + 1) for key, part in of
+        },
         "frozenset": lambda: frozenset(_unpack(item, packed, depth + 1) for item in of),
     }
     if kind in simple:

@@ -79,6 +79,8 @@ def _ranks(study: Any) -> list[Block]:
 def _agreement(study: Any) -> list[Block]:
     best = study.best_rank_
     if best not in study.consensus_:
+        if study.n_init > 1:
+            return [Text("The study is not done: the clusters of samples come with its last read.")]
         return [Text("With n_init=1 there are no restarts to compare: stability is undefined.")]
     stability = np.sort(study.stabilities_[best])[::-1]
     figure = Figure(figsize=(4.6, 4.0), layout="constrained")

@@ -32,6 +32,7 @@ from dasknmf.storage import models
 if TYPE_CHECKING:
     from dasknmf.estimator import NMF
     from dasknmf.settings import Result
+    from dasknmf.study import RankStudy
 
 OF_A_CALL = ("callbacks", "checkpoint", "checkpoint_every", "resume", "takeover", "time_limit")
 PACKAGES = ("dasknmf", "dask", "distributed", "numpy", "scipy", "zarr", "numba", "scikit-learn")
@@ -181,7 +182,7 @@ def record_of(model: NMF, W: Any) -> models.ModelRecord:
     )
 
 
-def plain_parameters(model: NMF) -> dict[str, Any]:
+def plain_parameters(model: NMF | RankStudy) -> dict[str, Any]:
     """Parameters as JSON; those that belong to one call and not to the model are left out."""
     parameters = model.get_params(deep=False)
     for name in OF_A_CALL:
@@ -248,7 +249,7 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def load(store: Any) -> NMF:
+def load(store: Any) -> Any:
     """Restore a model that :meth:`NMF.save` wrote, or the newest committed one of a run.
 
     Parameters
@@ -257,8 +258,9 @@ def load(store: Any) -> NMF:
 
     Returns
     -------
-    model : NMF
-        Fitted; ``W_`` is a lazy Dask array where W was saved.
+    model : NMF or RankStudy
+        Fitted; ``W_`` is a lazy Dask array where W was saved. A study from the run of one: as it
+        ended, or as far as it has come.
 
     Raises
     ------

@@ -6,7 +6,7 @@ import hashlib
 import os
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +16,14 @@ import numpy as np
 from dask.utils import parse_timedelta
 
 from dasknmf import parameters, results
-from dasknmf.checkpointing import Cadence, CheckpointKeeper, Keeper, Shown, read_objects
-from dasknmf.numerics.errors import DamagedError, MissingError, ParameterError, StoreError
+from dasknmf.checkpointing import Cadence, CheckpointKeeper, Keeper
+from dasknmf.numerics.errors import (
+    DamagedError,
+    MissingError,
+    ParameterError,
+    ProblemMismatchError,
+    StoreError,
+)
 from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.losses import make_loss
 from dasknmf.packing import Packed, unpack
@@ -25,15 +31,18 @@ from dasknmf.parallel import configuration
 from dasknmf.parallel.executors import Executor
 from dasknmf.settings import Settings
 from dasknmf.signals import Stop, listening
+from dasknmf.snapshots import Shown, Snapshot, read_objects, snapshot_of
+from dasknmf.state import State
 from dasknmf.storage import blobs
 from dasknmf.storage.manifests import Commit
 from dasknmf.storage.objects import Objects, open_objects, probe
 from dasknmf.storage.rows import RowReader
 from dasknmf.storage.runs import RESUME, Run
-from dasknmf.storage.survey import read_newest
+from dasknmf.storage.survey import read_about, read_newest
 
 if TYPE_CHECKING:
     from dasknmf.estimator import NMF
+    from dasknmf.study import RankStudy
 
 
 def cadence_of(every: Any) -> Cadence:
@@ -105,38 +114,86 @@ def seed_of(model: NMF) -> int:
     return parameters.seed_of(model.random_state)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a run is told of what it keeps.
+
+    problem
+        What must be the same for a fit to go on.
+    about
+        JSON of the estimator that every commit carries.
+    snapshot
+        Of a state, and of one that is done.
+    rows
+        Whether workers write, too.
+    """
+
+    problem: dict[str, Any]
+    about: dict[str, Any]
+    snapshot: Callable[[State, Packed | None], Snapshot]
+    rows: bool
+
+
 @contextmanager
 def opened(model: NMF, settings: Settings, executor: Executor) -> Iterator[Keeper]:
     """The keeper of a fit."""
     if model.checkpoint is None:
         yield Keeper()
         return
+    slabs, carries = executor.slabs, settings.solver.carries_rows
+    kept = Kept(
+        problem=problem_of(model, settings, executor),
+        about={"seed": settings.start.seed, "model": results.about(model, slabs)},
+        snapshot=partial(snapshot_of, slabs, carries),
+        rows=carries or settings.compress or slabs.transposed,
+    )
+    with keeping(model, kept, executor) as keeper:
+        yield keeper
+
+
+@contextmanager
+def keeping(model: NMF, kept: Kept, executor: Executor) -> Iterator[Keeper]:
+    """Start the run that ``model.checkpoint`` names, and end it."""
     objects = open_objects(model.checkpoint)
-    given = problem_of(model, settings, executor)
     stop = Stop(limit_of(model.time_limit))
     with ExitStack() as stack:
         stack.enter_context(listening(stop))  # a signal from now on waits for a commit
+        _refuse_another_kind(objects, kept.problem)
         run = stack.enter_context(
             Run.start(
                 objects,
-                given,
+                kept.problem,
                 resume=model.resume,
                 takeover=bool(model.takeover),
                 keep=configuration.count("checkpoint.keep", 1),
             )
         )
-        _probe(objects, executor, settings)
+        _probe(objects, executor, rows=kept.rows)
         keeper = CheckpointKeeper(
             run,
             executor.slabs,
             cadence_of(model.checkpoint_every),
-            {"seed": settings.start.seed, "model": results.about(model, executor.slabs)},
+            kept.about,
             stop,
-            carries=settings.solver.carries_rows,
+            kept.snapshot,
             failures=configuration.count("checkpoint.failures", 0),
         )
         stack.callback(keeper.close)
         yield keeper
+
+
+def _refuse_another_kind(objects: Objects, given: dict[str, Any]) -> None:
+    """Say so where a study is given the run of a fit, before all that differs is named."""
+    try:
+        there = read_about(objects).problem.get("estimator")
+    except MissingError:
+        return
+    if there != given["estimator"]:
+        raise ProblemMismatchError(
+            f"{objects.url} holds a run of {there}, and {given['estimator']} was given: neither "
+            "goes on with what the other keeps. Choose another checkpoint path. Nothing was "
+            "changed."
+        )
 
 
 def problem_of(model: NMF, settings: Settings, executor: Executor) -> dict[str, Any]:
@@ -188,11 +245,10 @@ class _Look:
         return mine
 
 
-def _probe(objects: Objects, executor: Executor, settings: Settings) -> None:
+def _probe(objects: Objects, executor: Executor, *, rows: bool) -> None:
     """Refuse a path that can't be written to, or that workers which have to don't see."""
     probe(objects)
-    writes = settings.solver.carries_rows or settings.compress or executor.slabs.transposed
-    if not writes:
+    if not rows:
         return
     key = f"probe-{uuid.uuid4().hex[:16]}"
     objects.put(key, b"client")
@@ -226,14 +282,22 @@ def is_run(store: Any) -> bool:
     return True
 
 
-def load(store: Any) -> NMF:
-    """The newest committed model of a run, whether that lives or not."""
+def load(store: Any) -> NMF | RankStudy:
+    """The newest committed model, or study, of a run, whether that lives or not."""
     objects = open_objects(store)
     commit = read_newest(objects)
     try:
-        return _model_of(objects, commit)
+        return _read(objects, commit)
     except MissingError:  # retention was quicker: there is a newer one
-        return _model_of(objects, read_newest(objects))
+        return _read(objects, read_newest(objects))
+
+
+def _read(objects: Objects, commit: Commit) -> NMF | RankStudy:
+    from dasknmf import resuming_study
+
+    if resuming_study.is_study(commit):
+        return resuming_study.load(objects, commit)
+    return _model_of(objects, commit)
 
 
 def _model_of(objects: Objects, commit: Commit) -> NMF:

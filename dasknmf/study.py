@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
-from dasknmf import events, parameters, progress, results, studying
+from dasknmf import events, parameters, progress, results, resuming, resuming_study, studying
 from dasknmf.estimator import NMF
 from dasknmf.history import Callback
 from dasknmf.numerics import consensus, interpretation, restarts
@@ -69,6 +69,9 @@ class RankStudy(BaseEstimator):
     waves, beta_loss, tol, max_iter, random_state, alpha_W, alpha_H, l1_ratio, verbose, callbacks, \
 missing
         As for :class:`dasknmf.NMF`. Callbacks see the best model of those that still go on.
+    checkpoint, checkpoint_every, resume, takeover, time_limit
+        As for :class:`dasknmf.NMF`. ``dasknmf.load`` of the run gives the study, whether done or
+        not. Only ``max_iter`` may change when it goes on.
 
     Attributes
     ----------
@@ -121,6 +124,11 @@ missing
         l1_ratio: float = 0.0,
         verbose: int = 0,
         callbacks: Sequence[Callback] | None = None,
+        checkpoint: Any = None,
+        checkpoint_every: Any = 1,
+        resume: str = "auto",
+        takeover: bool = False,
+        time_limit: Any = None,
     ) -> None:
         self.ranks = ranks
         self.n_init = n_init
@@ -137,6 +145,11 @@ missing
         self.l1_ratio = l1_ratio
         self.verbose = verbose
         self.callbacks = callbacks
+        self.checkpoint = checkpoint
+        self.checkpoint_every = checkpoint_every
+        self.resume = resume
+        self.takeover = takeover
+        self.time_limit = time_limit
 
     def fit(self, X: Any, y: Any = None, *, client: Any = None, weights: Any = None) -> Self:
         """Fit all ranks, all restarts.
@@ -154,6 +167,7 @@ missing
                 "'newton' with 'kullback-leibler'."
             )
         parameters.check_observing(template, weights)
+        resuming.check(template)
         known = dict(vars(self))
         try:
             X = validated(self, X, reset=True)
@@ -162,7 +176,7 @@ missing
                     f"ranks up to {ranks[-1]} are larger than min(n_samples, n_features)="
                     f"{min(X.shape)}: fewer components reproduce X exactly. Use ranks up to that."
                 )
-            seed = parameters.seed_of(self.random_state)
+            seed = resuming.seed_of(template)
             slabs = observed(
                 cut(X),
                 X,
@@ -170,7 +184,7 @@ missing
                 parameters.observing(template, seed),
             )
             found = self._study(template, ranks, slabs, seed, client)
-            self._take_in(found, ranks, slabs)
+            self._take_in(found, ranks)
         except BaseException:  # an interrupt, too: what an earlier fit found stays
             self.__dict__.clear()
             self.__dict__.update(known)
@@ -225,17 +239,20 @@ missing
                 name=type(self).__name__,
                 callbacks=callbacks,
             )
-            return studying.study(executor, settings, ranks)
+            keeper = stack.enter_context(
+                resuming_study.opened(self, template, ranks, settings, executor)
+            )
+            return studying.study(executor, settings, ranks, keeper)
 
-    def _take_in(self, found: Study, ranks: tuple[int, ...], slabs: Slabs) -> None:
+    def _take_in(self, found: Study, ranks: tuple[int, ...]) -> None:
         """Set all that is known of a study."""
         self.ranks_ = ranks
         self.samples_ = found.samples
         self.reads_ = found.reads
         self.history_ = found.history
         self.n_iter_ = max(r.n_iter for of_rank in found.restarts.values() for r in of_rank)
-        self.fingerprint_ = found.inspection.fingerprint(slabs.shape, slabs.dtype)
-        self._n_samples = slabs.shape[slabs.transposed]
+        self.fingerprint_ = found.fingerprint
+        self._n_samples = found.shape[0]
         self._best = {k: best_of(of_rank) for k, of_rank in found.restarts.items()}
         self.stabilities_, self.consensus_ = {}, {}
         rows = []
@@ -281,7 +298,8 @@ missing
         k = self.best_rank_ if rank is None else rank
         if k not in self._best:
             raise ParameterError(f"rank={rank!r} was not studied; expected one of {self.ranks_}.")
-        found, model = self._best[k], self._model(int(k))
+        found = self._best[k]
+        model = self._model(int(k)).set_params(**resuming_study.NO_RUN)  # the study's, not its own
         model.components_ = found.H
         model.n_components_ = found.H.shape[0]
         model.n_features_in_ = self.n_features_in_
@@ -373,6 +391,8 @@ def measured(found: list[Restart]) -> tuple[dict[str, float], Float64, Array | N
     agreed = restarts.agreement(np.stack([restart.H for restart in found]))
     row["stability"] = float(np.mean(agreed.stability))
     row["silhouette"] = float(np.mean(agreed.silhouette))
+    if not best.labels.size:  # of a study that is not done
+        return row, agreed.stability, None
     matrix = consensus.consensus(np.stack([restart.labels for restart in found]))
     row["cophenetic"] = consensus.cophenetic(matrix)
     row["dispersion"] = consensus.dispersion(matrix)

@@ -20,7 +20,9 @@ LAYERS = [
         "packing",
         "settings",
         "signals",
+        "snapshots",
         "state",
+        "state_study",
         "studying",
     },
     {
@@ -31,6 +33,7 @@ LAYERS = [
         "parts",
         "results",
         "resuming",
+        "resuming_study",
         "progress",
         "validation",
         "reading",

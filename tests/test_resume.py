@@ -77,7 +77,7 @@ def test_stopped_at_every_boundary_and_resumed_it_has_the_same_bits(
     make, parameters = KINDS[kind]
     X, parameters = make(rng), {"random_state": 1, "tol": 0, "max_iter": 4, **parameters}
     if kind == "restarts":  # every array an object of its own
-        monkeypatch.setattr("dasknmf.checkpointing.ALONE", 1)
+        monkeypatch.setattr("dasknmf.snapshots.ALONE", 1)
     plain = NMF(K, **parameters)
     expected = bits(plain, plain.fit_transform(X))
     interrupts, stops = Interrupts(monkeypatch), 0

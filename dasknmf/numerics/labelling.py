@@ -58,8 +58,9 @@ class LabelledStep:
         """Visit one slab."""
         new, sums = self.step(V, rows, place)
         here = self.samples[(self.samples >= place.start) & (self.samples < place.stop)]
-        labels = np.empty((len(self.step.fixed), here.size), dtype=np.int64)
-        assert new is not None
+        labels = np.zeros((len(self.step.fixed), here.size), dtype=np.int64)
+        if new is None:  # bad values, which the sums tell
+            return new, Labelled(sums, labels)
         for found, W, short in zip(labels, new, self.step.fixed, strict=True):
             found[:] = labels_of(W[here - place.start], short)
         return new, Labelled(sums, labels)
