@@ -4,8 +4,8 @@
 
 Rows march in tiles (component × lane), so that the loops over lanes run on vector registers: first
 the unconstrained solution, clipped; then coordinate descent; rows that would need many sweeps more
-are finished one by one by an active set. No lane looks at another, and a row's result is the same
-in any tile. The rules are those of rows that share one matrix (``nnls.py``).
+are finished one by one by an active set (``active.py``). No lane looks at another, and a row's
+result is the same in any tile. The rules are those of rows that share one matrix (``nnls.py``).
 
 Y.-D. Kim, S. Choi: Weighted nonnegative matrix factorization, ICASSP 2009 (alternating weighted
 least squares); R. Bro, S. de Jong, J. Chemometrics 11, 1997 (the active set).
@@ -13,6 +13,7 @@ least squares); R. Bro, S. de Jong, J. Chemometrics 11, 1997 (the active set).
 
 import numpy as np
 
+from dasknmf.numerics.kernels.active import DEPENDENT, LOST, finish, unpack
 from dasknmf.numerics.kernels.compiling import CONTRACT, entry, helper
 
 LANES = 32  # G of 32 rows at k = 12 is 36 KiB: the first-level cache
@@ -20,8 +21,6 @@ SWEEPS = 24  # of coordinate descent, at most
 ROUND = 4  # sweeps between two packings of the rows that still move
 PATIENCE = 12  # sweeps that cost less than the active set that they save
 ROUNDING = 1e-15
-LOST = 1e-13  # of the shared diagonal: what is left of it is rounding
-DEPENDENT = 1e-12  # of a column's squared norm: what others leave of it is rounding
 REMAINS = 1e-24  # of the largest share in a row's squared norm, likewise
 
 
@@ -59,7 +58,7 @@ def _load(problem, live, start, G, inverse, c):
 
 @helper(CONTRACT)
 def _tolerance(inverse, c, tol, scale):
-    """scale[t] = tol² max c_a² / G_aa over what pulls: squared gradients over G_aa below are zero."""
+    """scale[t] = tol² max c_a² / G_aa over what pulls; g² / G_aa below that is zero."""
     scale[:] = 0.0
     for a in range(c.shape[0]):
         for t in range(LANES):
@@ -176,115 +175,6 @@ def _sweep(G, inverse, c, w, scale, before, rate, moving):
 
 
 @helper()
-def _unpack(packed, gram, share, ridge, G):
-    """G of one row, as in :func:`_load`."""
-    k = G.shape[0]
-    for a in range(k):
-        first = a * (a + 1) // 2
-        for b in range(a + 1):
-            G[a, b] = G[b, a] = share * gram[a, b] + packed[first + b]
-        if G[a, a] <= LOST * share * gram[a, a]:
-            G[a, a] = 0.0
-        G[a, a] += ridge
-
-
-@helper()
-def _gradient(G, c, w, g):
-    """Gradient g = c - G w; zero where G has nothing on its diagonal."""
-    for a in range(c.size):
-        g[a] = c[a] if G[a, a] > 0.0 else 0.0
-    for b in range(c.size):
-        if w[b] != 0.0:
-            for a in range(c.size):
-                if G[a, a] > 0.0:
-                    g[a] -= G[a, b] * w[b]
-
-
-@helper()
-def _step_on(G, g, free, size, chol, step):
-    """Solve G step = g on the free coefficients; those that depend on others before stand still.
-
-    Lifting their pivots instead would let rounding grow: a row with few entries has many of them.
-    """
-    for i in range(size):
-        p = free[i]
-        for j in range(i):
-            s = G[p, free[j]]
-            for m in range(j):
-                s -= chol[i, m] * chol[j, m]
-            chol[i, j] = s * chol[j, j]
-        s = G[p, p]
-        for m in range(i):
-            s -= chol[i, m] * chol[i, m]
-        if s <= DEPENDENT * G[p, p]:
-            chol[i, : i + 1] = 0.0
-            step[i] = 0.0
-            continue
-        chol[i, i] = 1.0 / np.sqrt(s)  # the diagonal is kept inverted
-        s = g[p]
-        for m in range(i):
-            s -= chol[i, m] * step[m]
-        step[i] = s * chol[i, i]
-    for i in range(size - 1, -1, -1):
-        step[i] *= chol[i, i]
-        for m in range(i):
-            step[m] -= chol[i, m] * step[i]
-
-
-@helper()
-def _take(G, w, g, free, size, step):
-    """Take the step, clipped at zero if that lowers the objective, else to the first bound.
-
-    True if no bound was in the way.
-    """
-    change, length, first = 0.0, 1.0, -1
-    for i in range(size):
-        x = max(step[i], -w[free[i]])
-        bend = 0.0
-        for j in range(size):
-            bend += G[free[i], free[j]] * max(step[j], -w[free[j]])
-        change += x * (0.5 * bend - g[free[i]])
-        aim = w[free[i]] + step[i]
-        if aim <= 0.0 and w[free[i]] <= length * -step[i]:
-            length, first = w[free[i]] / -step[i], i
-    clipped = first < 0 or change < 0.0
-    for i in range(size):
-        w[free[i]] = max(w[free[i]] + (step[i] if clipped else length * step[i]), 0.0)
-    if first >= 0 and not clipped:
-        w[free[first]] = 0.0
-    return first < 0
-
-
-@helper()
-def _finish(G, c, w, g, scale, free, chol, step):
-    """Newton steps on the positive coefficients; bound ones that the gradient calls are freed."""
-    k, steps = c.size, 0
-    for _ in range(4 * k + 20):
-        _gradient(G, c, w, g)
-        size, inside, called = 0, 0.0, 0
-        for a in range(k):
-            if w[a] > 0.0:
-                free[size] = a
-                size += 1
-                inside = max(inside, g[a] * g[a] / G[a, a])
-            elif g[a] > 0.0 and g[a] * g[a] > scale * G[a, a]:
-                called += 1
-        if inside <= scale or steps >= 3:
-            if called == 0:
-                return
-            steps, size = 0, 0
-            for a in range(k):
-                if w[a] == 0.0 and g[a] > 0.0 and g[a] * g[a] > scale * G[a, a]:
-                    w[a] = g[a] / (called * G[a, a])
-                if w[a] > 0.0:
-                    free[size] = a
-                    size += 1
-            _gradient(G, c, w, g)
-        _step_on(G, g, free, size, chol, step)
-        steps = steps + 1 if _take(G, w, g, free, size, step) else 0
-
-
-@helper()
 def _drop_rounding(problem, out):
     """Make zero what explains next to nothing beside the row's largest coefficient.
 
@@ -314,21 +204,20 @@ def _is_slow(gained, rate, scale):
 
 
 @helper()
-def _finish_rows(problem, tol, gain, slow, out):
-    """The active set, row by row."""
+def _finish_rows(problem, tol, slow, out):
+    """The active set, row by row, exactly: what few coefficients leave to gain bounds nothing."""
     cross, gram, own, share, ridge = problem
     k = cross.shape[1]
     G, chol = np.empty((k, k)), np.empty((k, k))
     g, step, free = np.empty(k), np.empty(k), np.empty(k, np.int64)
     for i in slow:
         c, w = cross[i], out[i]
-        _unpack(own[i], gram, share[i], ridge, G)
-        scale, energy = 0.0, 0.0
+        unpack(own[i], gram, share[i], ridge, G)
+        scale = 0.0
         for a in range(k):
             if G[a, a] > 0.0 and c[a] > 0.0:
                 scale = max(scale, tol * tol * c[a] * c[a] / G[a, a])
-            energy += c[a] * w[a]
-        _finish(G, c, w, g, max(scale, 2.0 * gain * energy), free, chol, step)
+        finish(G, c, w, g, scale, free, chol, step)
 
 
 @entry(CONTRACT)
@@ -385,5 +274,5 @@ def solve_each(problem, tol, gain, out):
     for row in live:
         slow[handed_on] = row
         handed_on += 1
-    _finish_rows(problem, tol, gain, slow[:handed_on], out)
+    _finish_rows(problem, tol, slow[:handed_on], out)
     _drop_rounding(problem, out)
