@@ -2,11 +2,11 @@
 
 Too few components, or too many, foresee hidden entries worse; but where noise is low a component
 too many costs next to nothing, and where it is high one too few does. So the hold-out error makes a
-short list, and stability decides: of the ranks whose error is at most ``NEAR`` above the least, the
-one whose components come back best (largest mean silhouette; of those within ``ALIKE`` of it, the
-smallest rank). An error is compared with the least one, never with that of the smallest rank: which
-other ranks were studied must not matter. Ranks of which restarts share less than half
-(a mean silhouette under ``SHARED``) are left out while there are others.
+short list, and stability decides: of the ranks whose error is above the least by at most ``NEAR``
+of that, or by ``SMALL`` of the way down to it (from the largest error of smaller ranks), the one
+whose components come back best (largest mean silhouette; of those within ``ALIKE`` of it, the
+smallest rank). Ranks of which restarts share less than half (a mean silhouette under ``SHARED``)
+are left out while there are others.
 
 Where nothing is known of stability, the smallest rank of the short list is taken; where nothing was
 held out, the largest whose silhouette is at least ``STABLE`` (Alexandrov 2013). Where planted, the
@@ -29,6 +29,7 @@ STABLE = 0.9  # mean silhouette; 1: all restarts alike
 SHARED = 0.5
 ALIKE = 0.02  # of silhouettes: no difference
 NEAR = 0.03  # of the least hold-out error: about what a few thousand hidden entries can tell
+SMALL = 0.005  # of the way down: what explains less is no component, such as the mean of noise
 
 
 class Choice(NamedTuple):
@@ -86,8 +87,11 @@ def _foreseeing(ranks: Array, holdout: Float64, agreed: Float64, known: bool) ->
     """Of the ranks that foresee as well as the best does, the one that restarts agree on."""
     shared = agreed >= SHARED
     errors = np.where(shared, holdout, np.inf) if np.isfinite(holdout[shared]).any() else holdout
-    near = np.flatnonzero(errors <= (1.0 + NEAR) * errors.min())
-    listed = f"a hold-out error at most {NEAR:.0%} above the least"
+    least = float(errors.min())
+    before = holdout[: int(errors.argmin()) + 1]
+    down = float(before[np.isfinite(before)].max()) - least
+    near = np.flatnonzero(errors <= least + max(NEAR * least, SMALL * down))
+    listed = "a hold-out error near the least"
     if not known:
         return int(ranks[near[0]]), (
             f"the smallest with {listed}, as stability is undefined (it needs n_init of at least "

@@ -33,13 +33,15 @@ class Planted:
         """Dense with normal noise, cut off at zero; or Poisson counts as CSR, mostly zeros.
 
         Sizes differ from seed to seed. The rarer the counts, the more noise: their depth is set.
+        Dense factors are uneven (gamma of shape 1/2): of even ones, most of ||WH|| is their mean,
+        and noise of 50 % of it hides single components of twenty from any method.
         """
         number = int(1000 * self.noise)
         rng = np.random.default_rng((self.seed, self.k, number, KINDS.index(self.kind)))
         rows, columns = 200 + 10 * self.k, 70 + 2 * self.k
         rows, columns = (int(n * rng.uniform(0.9, 1.2)) for n in (rows, columns))
         if self.kind == "dense":
-            model = rng.gamma(1.0, 1.0, (rows, self.k)) @ rng.gamma(1.0, 1.0, (self.k, columns))
+            model = rng.gamma(0.5, 1.0, (rows, self.k)) @ rng.gamma(0.5, 1.0, (self.k, columns))
             scale = self.noise * np.sqrt(np.mean(model**2))
             return np.maximum(model + scale * rng.standard_normal(model.shape), 0.0)
         W = rng.gamma(1.0, 1.0, (rows, self.k)) * (rng.random((rows, self.k)) < 1.5 / self.k)
