@@ -280,8 +280,9 @@ missing
         -------
         table : structured array
             ``rank``; of the restart with the lowest objective ``loss``, ``explained_variance``
-            (1 - ||X - WH||² / ||X||²), ``holdout_error`` (mean squared error on hidden entries, or
-            mean deviance) and ``sparseness`` (Hoyer's, mean of the components); of all restarts
+            (1 - ||X - WH||² / ||X||²) and ``sparseness`` (Hoyer's, mean of the components); of all
+            restarts ``holdout_error`` (mean squared error on hidden entries, or mean deviance: the
+            least, as a few entries that hardly anything pins down may spoil any one of them),
             ``stability`` (mean cosine of matched components), ``silhouette``, ``cophenetic`` and
             ``dispersion`` (of the consensus of samples). nan: undefined. ``pandas.DataFrame`` takes
             it as it is.
@@ -383,7 +384,9 @@ def measured(found: list[Restart]) -> tuple[dict[str, float], Float64, Array | N
     best = best_of(found)
     k = best.H.shape[0]
     row = dict.fromkeys(COLUMNS, float("nan"))
-    row["loss"], row["holdout_error"] = best.loss, best.held
+    row["loss"] = best.loss
+    held = [restart.held for restart in found]
+    row["holdout_error"] = min(held) if np.isfinite(held).all() else best.held
     sparse = interpretation.sparseness(best.H)
     row["sparseness"] = float(np.nanmean(sparse)) if np.isfinite(sparse).any() else float("nan")
     if len(found) < 2:

@@ -1,11 +1,17 @@
-"""Which of several ranks: what restarts agree on, and what foresees entries that no fit has seen.
+"""Which of several ranks: what foresees entries that no fit has seen, and what restarts agree on.
 
-Among the ranks whose components come back in every restart (mean silhouette of at least
-``STABLE``), the smallest whose hold-out error is within ``NEAR`` of the way down from the largest
-error, of ranks before it, to the smallest. Where no rank is stable, or nothing is known of
-stability, all ranks stand; where nothing was held out, the largest stable one is taken (Alexandrov
-2013). The bounds are from planted ranks, where the true one had silhouettes of 1.00, and larger
-ones of 0.6 to 0.9.
+Too few components, or too many, foresee hidden entries worse; but where noise is low a component
+too many costs next to nothing, and where it is high one too few does. So the hold-out error makes a
+short list, and stability decides: of the ranks whose error is above the least by at most ``NEAR``
+of that, or by ``SMALL`` of the way down to it (from the largest error of smaller ranks), the one
+whose components come back best (largest mean silhouette; of those within ``ALIKE`` of it, the
+smallest rank). Ranks of which restarts share less than half (a mean silhouette under ``SHARED``)
+are left out while there are others.
+
+Where nothing is known of stability, the smallest rank of the short list is taken; where nothing was
+held out, the largest whose silhouette is at least ``STABLE`` (Alexandrov 2013). Where planted, the
+true rank has silhouettes of 0.9 to 1.0 (0.7 where noise is as large as half of the signal), and
+larger ones 0.2 to 0.9.
 
 The runner-up is what the same rule chooses among the other ranks.
 """
@@ -20,7 +26,10 @@ from dasknmf.numerics.errors import ParameterError
 from dasknmf.numerics.kernels import Array, Float64
 
 STABLE = 0.9  # mean silhouette; 1: all restarts alike
-NEAR = 0.02  # of the way down: less than that is no gain
+SHARED = 0.5
+ALIKE = 0.02  # of silhouettes: no difference
+NEAR = 0.03  # of the least hold-out error: about what a few thousand hidden entries can tell
+SMALL = 0.005  # of the way down: what explains less is no component, such as the mean of noise
 
 
 class Choice(NamedTuple):
@@ -53,28 +62,44 @@ def choose(ranks: Array, holdout: Float64, silhouette: Float64) -> Choice:
 
 
 def _choose(ranks: Array, holdout: Float64, silhouette: Float64) -> tuple[int, str]:
-    known = np.isfinite(silhouette)
-    stable = (silhouette >= STABLE) | ((ranks == 1) & known.any())
-    if not known.any():
-        among, which = np.ones(ranks.size, bool), "all ranks, as stability is undefined"
-        which += " (it needs n_init of at least 2, and ranks above 1)"
-    elif stable.any():
-        among, which = stable, f"the ranks with a mean silhouette of at least {STABLE}"
-    else:
-        among, which = np.ones(ranks.size, bool), "all ranks, none being stable"
-        which += f" (no mean silhouette reaches {STABLE})"
-    if np.isfinite(holdout[among]).any():
-        errors = np.where(among & np.isfinite(holdout), holdout, np.inf)
-        least = errors.min()
-        before = holdout[: int(errors.argmin()) + 1]
-        span = float(np.nanmax(before)) - least
-        chosen = int(ranks[np.flatnonzero(errors <= least + NEAR * span)[0]])
-        return chosen, f"the smallest whose hold-out error is as good as the best, among {which}"
-    if stable.any():
-        return int(ranks[stable].max()), f"the largest, among {which} (nothing was held out)"
-    if known.any():
-        best = int(ranks[np.nanargmax(silhouette)])
-        return best, f"the largest mean silhouette, among {which} (nothing was held out)"
+    known = bool(np.isfinite(silhouette).any())
+    agreed = np.where((ranks == 1) & known, 1.0, silhouette)  # alone: no other cluster
+    measured = np.isfinite(holdout)
+    if measured.any():
+        return _foreseeing(ranks, np.where(measured, holdout, np.inf), agreed, known)
+    if (agreed >= STABLE).any():
+        among = f"the ranks with a mean silhouette of at least {STABLE}"
+        chosen = int(ranks[agreed >= STABLE].max())
+        return chosen, f"the largest, among {among} (nothing was held out)"
+    if known:
+        best = int(ranks[np.nanargmax(agreed)])
+        return best, (
+            f"the largest mean silhouette, all ranks standing, as none reaches {STABLE} (nothing "
+            "was held out)"
+        )
     return int(ranks.min()), (
-        f"the smallest, among {which}, and nothing was held out: no ground for a choice"
+        "the smallest, as stability is undefined (it needs n_init of at least 2, and ranks above "
+        "1), and nothing was held out: no ground for a choice"
     )
+
+
+def _foreseeing(ranks: Array, holdout: Float64, agreed: Float64, known: bool) -> tuple[int, str]:
+    """Of the ranks that foresee as well as the best does, the one that restarts agree on."""
+    shared = agreed >= SHARED
+    errors = np.where(shared, holdout, np.inf) if np.isfinite(holdout[shared]).any() else holdout
+    least = float(errors.min())
+    before = holdout[: int(errors.argmin()) + 1]
+    down = float(before[np.isfinite(before)].max()) - least
+    near = np.flatnonzero(errors <= least + max(NEAR * least, SMALL * down))
+    listed = "a hold-out error near the least"
+    if not known:
+        return int(ranks[near[0]]), (
+            f"the smallest with {listed}, as stability is undefined (it needs n_init of at least "
+            "2, and ranks above 1)"
+        )
+    if not shared.any():
+        return int(ranks[near[0]]), (
+            f"the smallest with {listed}, none being stable (no mean silhouette reaches {SHARED})"
+        )
+    alike = near[agreed[near] >= np.nanmax(agreed[near]) - ALIKE]
+    return int(ranks[alike[0]]), f"the most stable (mean silhouette) of those with {listed}"

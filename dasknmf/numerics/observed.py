@@ -17,6 +17,7 @@ import scipy.sparse as sp
 from dasknmf.numerics.kernels import Array, Float64, Slab, is_sparse, loops, own
 
 TILE = 1 << 17  # entries whose lists are held at a time
+TALLEST = 1024  # rows of a dense tile: all models' coefficients are held for so many
 ZERO, NAN, UNSTORED = "zero", "nan", "unstored"
 
 
@@ -57,7 +58,11 @@ class Rule:
 
 
 class Lists(NamedTuple):
-    """Rows ``start:stop`` of a slab as lists; see ``kernels/entries.py``."""
+    """Rows ``start:stop`` of a slab as lists; see ``kernels/entries.py``.
+
+    ``product``: V ∘ M of a dense tile in place of the lists of observed entries, which are empty
+    then; zero rows fill it up to the height that all tiles of such columns have.
+    """
 
     start: int
     stop: int
@@ -69,6 +74,12 @@ class Lists(NamedTuple):
     others: Array  # columns that deviate from the base
     deviation: Float64
     held: tuple[Array, Float64, Float64]
+    product: Float64 | None = None
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return self.stop - self.start
 
     @property
     def kernel_lists(self) -> tuple[Array, ...]:
@@ -87,6 +98,8 @@ class Observed:
     names
         Global numbers of the rows, int64; ``swapped``: they are columns of X, V being its
         transpose.
+    kept
+        What :meth:`products` gives, where it was asked for once and for all.
     """
 
     values: Slab
@@ -94,6 +107,7 @@ class Observed:
     rule: Rule
     names: Array
     swapped: bool = False
+    kept: tuple[Lists, ...] | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -121,7 +135,8 @@ class Observed:
     def __getitem__(self, rows: Any) -> Observed:
         """Some of the rows, which keep their numbers."""
         weights = None if self.weights is None else self.weights[rows]
-        return replace(self, values=self.values[rows], weights=weights, names=self.names[rows])
+        values, names = self.values[rows], self.names[rows]
+        return replace(self, values=values, weights=weights, names=names, kept=None)
 
     @staticmethod
     def stacked(parts: Sequence[Observed]) -> Observed:
@@ -135,11 +150,16 @@ class Observed:
             values=stacked([part.values for part in parts]),
             weights=weights,
             names=np.concatenate([part.names for part in parts]),
+            kept=None,
         )
 
     def root(self) -> Observed:
         """The square roots of the values."""
-        return replace(self, values=np.sqrt(self.values))
+        return replace(self, values=np.sqrt(self.values), kept=None)
+
+    def keeping(self) -> Observed:
+        """The same, its tiles for least squares made once: for few rows that are visited often."""
+        return replace(self, kept=tuple(_compact(tile) for tile in self.products()))
 
     @property
     def listed(self) -> bool:
@@ -162,27 +182,57 @@ class Observed:
         for start in range(0, rows, height):
             yield self._lists(start, min(start + height, rows))
 
+    def products(self) -> Iterator[Lists]:
+        """The same for least squares: dense tiles as products, which all models share."""
+        if self.kept is not None:
+            yield from self.kept
+        elif self.listed or is_sparse(self.values):
+            yield from self.tiles()
+        else:
+            rows, columns = self.shape
+            height = min(max(1, TILE // max(columns, 1)), TALLEST)
+            for start in range(0, rows, height):
+                yield self._product(start, min(start + height, rows), height)
+
+    @property
+    def _hashed(self) -> tuple[np.uint64, np.uint64]:
+        """The seed of the hash, and below which word entries are held out."""
+        holdout = self.rule.holdout
+        return (np.uint64(0),) * 2 if holdout is None else (holdout.key, holdout.below)
+
     def _lists(self, start: int, stop: int) -> Lists:
         rows, columns = stop - start, self.shape[1]
-        holdout = self.rule.holdout
-        key, below = (np.uint64(0),) * 2 if holdout is None else (holdout.key, holdout.below)
-        names = own(self.names[start:stop])
+        rule, names = (*self._hashed, self.swapped), own(self.names[start:stop])
         base, marks = np.zeros(rows), np.zeros((rows + 1, 3), np.int64)
         if self.listed:
             indptr, index, v, m = self._stored(start, stop)
             lists = _empty_lists(v.size)
             walk = loops("entries").listed_rows
-            walk(indptr, index, v, m, key, below, names, self.swapped, marks, lists)
+            walk(indptr, index, v, m, rule, names, marks, lists)
         else:
             v, m = self._tile(start, stop)
             lists = _empty_lists(rows * columns)
-            walk = loops("entries").grid_rows
-            walk(v, m, self.complete, key, below, names, self.swapped, base, marks, lists)
+            loops("entries").grid_rows(v, m, self.complete, rule, names, base, marks, lists)
         oi, ov, ow, di, dw, hi, hv, hw = lists
         observed, deviating, held = marks[-1]
         return Lists(
             start, stop, base, marks, own(oi[:observed]), own(ov[:observed]), own(ow[:observed]),
             di[:deviating], dw[:deviating], (hi[:held], hv[:held], hw[:held]),
+        )  # fmt: skip
+
+    def _product(self, start: int, stop: int, height: int) -> Lists:
+        rows, columns = stop - start, self.shape[1]
+        rule, names = (*self._hashed, self.swapped), own(self.names[start:stop])
+        base, marks = np.zeros(rows), np.zeros((rows + 1, 3), np.int64)
+        v, m = self._tile(start, stop)
+        product = np.zeros((height, columns))
+        lists = _empty_lists(rows * columns)[3:]
+        loops("entries").grid_products(v, m, rule, names, base, marks, lists, product)
+        di, dw, hi, hv, hw = lists
+        _, deviating, held = marks[-1]
+        return Lists(
+            start, stop, base, marks, *_empty_lists(0)[:3], di[:deviating], dw[:deviating],
+            (hi[:held], hv[:held], hw[:held]), product,
         )  # fmt: skip
 
     def _tile(self, start: int, stop: int) -> tuple[Float64, Float64]:
@@ -212,6 +262,17 @@ def stacked(blocks: Sequence[Any]) -> Any:
     if isinstance(blocks[0], Observed):
         return Observed.stacked(blocks)
     return sp.vstack(blocks, format="csr") if sp.issparse(blocks[0]) else np.concatenate(blocks)
+
+
+def _compact(tile: Lists) -> Lists:
+    """Without the room that lists were given to grow."""
+    lists = (own(part.copy()) for part in tile.kernel_lists)
+    held = (tile.held[0].copy(), tile.held[1].copy(), tile.held[2].copy())
+    columns, value, weight, others, deviation = lists
+    return Lists(
+        tile.start, tile.stop, tile.base, tile.marks, columns, value, weight, others, deviation,
+        held, tile.product,
+    )  # fmt: skip
 
 
 def _empty_lists(size: int) -> tuple[Array, ...]:

@@ -11,6 +11,7 @@ Weighted low-rank approximations, ICML 2003.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -38,9 +39,8 @@ def solve_each(
     """Non-negative least squares of every row with its own Gram, share · shared + packed."""
     out = np.array(start, dtype=np.float64, order="C")
     np.maximum(out, 0.0, out=out)
-    loops("each").solve_each(
-        own(cross), own(shared), own(packed), own(share), rule.ridge, rule.tol, rule.gain, out
-    )
+    problem = (own(cross), own(shared), own(packed), own(share), float(rule.ridge))
+    loops("alone").solve_each(problem, rule.tol, rule.gain, out)
     return out
 
 
@@ -57,42 +57,89 @@ def least_squares(
     V: Observed, fixed: Sequence[Array], rules: Sequence[Solve], *, share: bool = True
 ) -> tuple[list[Array], list[Each]]:
     """Rows of every model, each solved on its own, and their terms of the H half if ``share``."""
-    wide = [_wide(F) for F in fixed]
+    wide = Stack.of(fixed)
     rows = [np.zeros((V.shape[0], F.shape[1]), F.dtype) for F in fixed]
-    terms = [_no_terms(F) for F in fixed] if share else []
+    sums = _Sums(V.shape[1], wide.edges) if share else None
     shared = [gram(F) for F in fixed]
-    for tile in V.tiles():
-        for number, (F, G, rule) in enumerate(zip(wide, shared, rules, strict=True)):
-            k = F.shape[1]
-            height = tile.stop - tile.start
-            cross, packed = np.zeros((height, k)), np.zeros((height, triangle(k)))
+    for tile in V.products():
+        crosses = _crosses(tile, wide)
+        for number, (cross, G, rule) in enumerate(zip(crosses, shared, rules, strict=True)):
+            packed = np.zeros((tile.height, triangle(cross.shape[1])))
+            F = wide.part(number)
             loops("each").row_terms(tile.marks, tile.kernel_lists, F, cross, packed)
             cross -= rule.l1
-            solved = solve_each(cross, G, packed, tile.base, np.zeros((height, k)), rule)
+            start = np.zeros(cross.shape)
+            solved = solve_each(cross, G, packed, tile.base, start, rule)
             rows[number][tile.start : tile.stop] = solved
-            if share:
-                _add_share(terms[number], tile, rows[number][tile.start : tile.stop])
-    return list(rows), terms
+        if sums is not None:
+            sums.add(tile, [W[tile.start : tile.stop] for W in rows])
+    return list(rows), [] if sums is None else sums.terms()
 
 
 def share_of(V: Observed, fixed: Sequence[Array], rows: Sequence[Array]) -> list[Each]:
     """Terms of the H half from rows as they are."""
-    terms = [_no_terms(F) for F in fixed]
-    for tile in V.tiles():
-        for found, W in zip(terms, rows, strict=True):
-            _add_share(found, tile, W[tile.start : tile.stop])
-    return terms
+    sums = _Sums(V.shape[1], Stack.of(fixed).edges)
+    for tile in V.products():
+        sums.add(tile, [W[tile.start : tile.stop] for W in rows])
+    return sums.terms()
 
 
-def _no_terms(F: Array) -> Each:
-    columns, k = F.shape
-    return Each(np.zeros((columns, k)), np.zeros((k, k)), np.zeros((columns, triangle(k))))
+class Stack(NamedTuple):
+    """Factors of all models side by side, in float64: for one wide product."""
+
+    whole: Float64
+    edges: tuple[int, ...]
+
+    @staticmethod
+    def of(factors: Sequence[Array]) -> Stack:
+        """Put them there."""
+        edges = np.cumsum([0, *(F.shape[1] for F in factors)])
+        whole = np.concatenate(factors, axis=1, dtype=np.float64)
+        return Stack(own(whole), tuple(int(edge) for edge in edges))
+
+    def part(self, number: int) -> Float64:
+        """The factor of one model."""
+        return own(self.whole[:, self.edges[number] : self.edges[number + 1]])
 
 
-def _add_share(terms: Each, tile: Lists, W: Array) -> None:
-    wide = _wide(W)
-    loops("each").column_terms(tile.marks, tile.kernel_lists, wide, terms.cross, terms.packed)
-    terms.gram[:] += wide.T @ own(wide * tile.base[:, None])
+def _crosses(tile: Lists, wide: Stack) -> list[Float64]:
+    """V ∘ M times the factor of every model, as far as the tile holds that as a product."""
+    if tile.product is None:
+        return [np.zeros((tile.height, b - a)) for a, b in pairwise(wide.edges)]
+    cross = (own(tile.product) @ wide.whole)[: tile.height]
+    return [np.ascontiguousarray(cross[:, a:b]) for a, b in pairwise(wide.edges)]
+
+
+class _Sums:
+    """What adds up over tiles for the H half of every model."""
+
+    def __init__(self, columns: int, edges: tuple[int, ...]) -> None:
+        self.edges = edges
+        self.cross = np.zeros((columns, edges[-1]))
+        self.listed = [np.zeros((columns, b - a)) for a, b in pairwise(edges)]
+        self.gram = [np.zeros((b - a, b - a)) for a, b in pairwise(edges)]
+        self.packed = [np.zeros((columns, triangle(b - a))) for a, b in pairwise(edges)]
+
+    def add(self, tile: Lists, rows: Sequence[Array]) -> None:
+        """Take in the rows of a tile."""
+        wide = Stack.of(rows)
+        if tile.product is not None:
+            self.cross += own(tile.product[: tile.height].T) @ wide.whole
+        for number in range(len(rows)):
+            W = wide.part(number)
+            sums = self.listed[number], self.packed[number]
+            loops("each").column_terms(tile.marks, tile.kernel_lists, W, *sums)
+            self.gram[number] += W.T @ own(W * tile.base[:, None])
+
+    def terms(self) -> list[Each]:
+        """One a model."""
+        dense = [self.cross[:, a:b] for a, b in pairwise(self.edges)]
+        return [
+            Each(own_cross + listed, G, packed)
+            for own_cross, listed, G, packed in zip(
+                dense, self.listed, self.gram, self.packed, strict=True
+            )
+        ]
 
 
 def kl_rows(
@@ -176,7 +223,7 @@ def held_errors(
     pairs = [(_wide(W), _wide(F)) for W, F in zip(rows, fixed, strict=True)]
     errors, weight = [0.0] * len(pairs), 0.0
     measure = loops("each").squared_error if squared else loops("each").divergence
-    for tile in V.tiles():
+    for tile in V.products():
         index, v, m = tile.held
         if not v.size:
             continue

@@ -47,11 +47,12 @@ class Candidate:
         self.rows: Array | None = None
         self.relative = 0.01  # squared relative error
 
-    def run(self, V: Slab, iterations: int, tol: float, accuracy: float = ACCURACY) -> None:
-        """Alternate rows and columns on ``V``."""
+    def run(
+        self, V: Slab, squares: float, iterations: int, tol: float, accuracy: float = ACCURACY
+    ) -> None:
+        """Alternate rows and columns on ``V``; ``squares``: ||V||²."""
         ensure_one_thread()
         loss, none = Frobenius(), Penalty()
-        squares = float(np.sum(squared_norms(V)))
         k = self.short.shape[1]
         rows = np.zeros((V.shape[0], k), self.short.dtype)
         ahead, momentum, before = self.short, 0.5, np.inf
@@ -157,5 +158,9 @@ def _round(
     tol: float,
     accuracy: float = ACCURACY,
 ) -> list[Candidate]:
-    list(pool.map(lambda candidate: candidate.run(V, iterations, tol, accuracy), racing))
+    squares = float(np.sum(squared_norms(V)))
+    ready = V.keeping() if isinstance(V, Observed) else V
+    list(
+        pool.map(lambda candidate: candidate.run(ready, squares, iterations, tol, accuracy), racing)
+    )
     return sorted(racing, key=lambda candidate: (candidate.relative, candidate.number))

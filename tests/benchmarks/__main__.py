@@ -13,7 +13,15 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from . import cases_cluster, cases_hard, cases_reads, cases_scale, cases_time, report  # noqa: F401
+from . import (  # noqa: F401
+    cases_cluster,
+    cases_hard,
+    cases_ranks,
+    cases_reads,
+    cases_scale,
+    cases_time,
+    report,
+)
 from .report import Row
 from .timing import CASES, Case, Context, SkippedError, warm_up
 

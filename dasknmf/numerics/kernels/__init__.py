@@ -9,6 +9,7 @@ Rules that keep the bits the same wherever a slab was delivered: every array goe
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -23,6 +24,7 @@ Slab = Any  # dense ndarray, scipy CSR, or the transpose of one
 TILE_BYTES = 1 << 20  # a tile of W H and its slab rows stay in the second-level cache
 
 
+@cache
 def loops(module: str = "compiled") -> Any:
     """Give a module of compiled loops, loaded (and, once per machine, compiled) at first use."""
     return import_module(f"dasknmf.numerics.kernels.{module}")
@@ -34,7 +36,8 @@ def own(array: Array) -> Array:
     Schedulers deliver small arrays misaligned, and BLAS then takes another path with other last
     bits; read-only, because numba compiles another variant for writable arrays.
     """
-    view = np.require(array, requirements=["C", "A"]).view()
+    fit = array.flags.c_contiguous and array.flags.aligned
+    view = array.view() if fit else np.require(array, requirements=["C", "A"]).view()
     view.flags.writeable = False
     return view
 

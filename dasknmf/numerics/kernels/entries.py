@@ -45,56 +45,86 @@ def hashed(seed, rows, columns, out):
         out[p] = _word(_row_key(seed, rows[p]), columns[p])
 
 
+@helper()
+def _weigh(v, m, row, rule, weight, lists, held):
+    """Weights of a row of a dense tile, and what of it is held out; (base, held so far)."""
+    seed, below, name, swapped = rule
+    hi, hv, hw = lists
+    zeros, others = 0, 0
+    key = np.uint64(0) if swapped else _row_key(seed, name)
+    for j in range(v.shape[1]):
+        x = 1.0 if m.size == 0 else m[row, j]
+        if np.isnan(v[row, j]):
+            x = 0.0
+        if below > 0 and x > 0.0:
+            word = _word(_row_key(seed, j), name) if swapped else _word(key, j)
+            if word < below:
+                hi[held], hv[held], hw[held] = j, v[row, j], x
+                held += 1
+                x = 0.0
+        weight[j] = x
+        zeros += x == 0.0
+        others += x != 1.0
+    return 1.0 if others < v.shape[1] - zeros else 0.0, held
+
+
 @entry()
-def grid_rows(v, m, whole, seed, below, names, swapped, base, marks, lists):
+def grid_rows(v, m, whole, rule, names, base, marks, lists):
     """Lists of a dense tile ``v``; NaN is missing, ``m`` the weights (or empty: all 1).
 
-    whole: zeros are listed among the observed, too. seed, below: entries whose word is less than
-    ``below`` are held out (0: none). names: global numbers of the rows; swapped: they are columns
-    of the matrix. base: 1 or 0 a row. marks: ends of the lists of each row, (rows + 1) × 3.
-    lists: (index, value, weight) of the observed, (index, deviation), (index, value, weight) held.
+    whole: zeros are listed among the observed, too. rule: (seed, below, swapped); entries whose
+    word is less than ``below`` are held out (0: none). names: global numbers of the rows; swapped:
+    they are columns of the matrix. base: 1 or 0 a row. marks: ends of the lists of each row,
+    (rows + 1) × 3. lists: (index, value, weight) of the observed, (index, deviation), (index,
+    value, weight) held.
     """
     oi, ov, ow, di, dw, hi, hv, hw = lists
+    seed, below, swapped = rule
     rows, columns = v.shape
     weight = np.empty(columns)
     observed, deviating, held = 0, 0, 0
-    key = np.uint64(0)
     for i in range(rows):
-        name = names[i]
-        if not swapped:
-            key = _row_key(seed, name)
-        zeros, others = 0, 0
+        own = (seed, below, names[i], swapped)
+        base[i], held = _weigh(v, m, i, own, weight, (hi, hv, hw), held)
         for j in range(columns):
-            x = 1.0 if m.size == 0 else m[i, j]
-            if np.isnan(v[i, j]):
-                x = 0.0
-            if below > 0 and x > 0.0:
-                word = _word(_row_key(seed, j), name) if swapped else _word(key, j)
-                if word < below:
-                    hi[held], hv[held], hw[held] = j, v[i, j], x
-                    held += 1
-                    x = 0.0
-            weight[j] = x
-            zeros += x == 0.0
-            others += x != 1.0
+            x = weight[j]
             if x > 0.0 and (whole or v[i, j] > 0.0):
                 oi[observed], ov[observed], ow[observed] = j, v[i, j], x
                 observed += 1
-        base[i] = 1.0 if others < columns - zeros else 0.0
-        for j in range(columns):
-            if weight[j] != base[i]:
-                di[deviating], dw[deviating] = j, weight[j] - base[i]
+            if x != base[i]:
+                di[deviating], dw[deviating] = j, x - base[i]
                 deviating += 1
         marks[i + 1, 0], marks[i + 1, 1], marks[i + 1, 2] = observed, deviating, held
 
 
 @entry()
-def listed_rows(indptr, index, v, m, seed, below, names, swapped, marks, lists):
+def grid_products(v, m, rule, names, base, marks, lists, product):
+    """The same, but with m ∘ v as a dense tile in place of the lists of what is observed."""
+    di, dw, hi, hv, hw = lists
+    seed, below, swapped = rule
+    rows, columns = v.shape
+    weight = np.empty(columns)
+    deviating, held = 0, 0
+    for i in range(rows):
+        own = (seed, below, names[i], swapped)
+        base[i], held = _weigh(v, m, i, own, weight, (hi, hv, hw), held)
+        for j in range(columns):
+            x = weight[j]
+            product[i, j] = x * v[i, j] if x > 0.0 else 0.0
+            if x != base[i]:
+                di[deviating], dw[deviating] = j, x - base[i]
+                deviating += 1
+        marks[i + 1, 1], marks[i + 1, 2] = deviating, held
+
+
+@entry()
+def listed_rows(indptr, index, v, m, rule, names, marks, lists):
     """The same of rows that are lists themselves: what they do not name is missing.
 
     Every base is 0, so the deviations are the observed entries.
     """
     oi, ov, ow, di, dw, hi, hv, hw = lists
+    seed, below, swapped = rule
     observed, held = 0, 0
     key = np.uint64(0)
     for i in range(indptr.size - 1):
