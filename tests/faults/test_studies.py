@@ -34,6 +34,12 @@ def counted(self, *args):
         kill()
     return found
 Run.commit = counted
+from dasknmf.checkpointing import CheckpointKeeper
+boundary = CheckpointKeeper.boundary
+def settled(self, state, *, ended):  # else a slow disk would skip commits, and the kill with them
+    boundary(self, state, ended=ended)
+    self._settle()
+CheckpointKeeper.boundary = settled
 from dasknmf.cli import main
 main(words)
 """
