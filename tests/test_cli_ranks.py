@@ -1,10 +1,4 @@
-"""``dasknmf ranks`` with a run: stopped, killed, watched, resumed; weights from a file."""
-
-import json
-import signal
-import subprocess
-import sys
-from pathlib import Path
+"""``dasknmf ranks`` with a run: stopped, watched, resumed; weights from a file."""
 
 import numpy as np
 import pytest
@@ -14,31 +8,8 @@ from conftest import planted
 
 import dasknmf
 from dasknmf.cli import main
-from dasknmf.storage.objects import open_objects
-from dasknmf.storage.survey import verify
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-
-ROOT = Path(__file__).parents[1]
-CHILD = """
-import json, os, sys
-at, half, words = json.loads(sys.argv[1])
-from dasknmf.storage.runs import Run
-commit, met = Run.commit, [0]
-def kill():
-    os.kill(os.getpid(), 9)
-def counted(self, *args):
-    met[0] += 1
-    if met[0] == at and half:  # its objects are there, its manifest is not
-        kill()
-    found = commit(self, *args)
-    if met[0] == at:
-        kill()
-    return found
-Run.commit = counted
-from dasknmf.cli import main
-main(words)
-"""
 
 
 def command(folder, *more):
@@ -78,41 +49,6 @@ def saved(folder):
 def folder(tmp_path, stored):
     (tmp_path / "V.npy").symlink_to(stored[0] / "V.npy")
     return tmp_path
-
-
-def killed(folder, at, half):
-    """Run the command in a process that kills itself at its n-th commit; its exit code."""
-    words = command(folder, "--checkpoint", str(folder / "run"), "-q")
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, json.dumps([at, half, words])],
-        capture_output=True, text=True, timeout=110, cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode
-
-
-@pytest.mark.timeout(300)
-def test_a_client_killed_at_its_commits_ends_with_the_same_table_and_bits(folder, stored):
-    assert killed(folder, 3, half=True) == -signal.SIGKILL
-    assert verify(open_objects(folder / "run")) == []
-    assert not (folder / "study.zarr").exists()
-    done = call(*command(folder, "--checkpoint", folder / "run", "-q"))
-    assert done.exit_code == 0, done.output
-    assert saved(folder) == stored[1]
-
-
-@pytest.mark.faults
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("half", [True, False], ids=["before the manifest", "after it"])
-def test_killed_at_every_commit(half, folder, stored):
-    """Each process gets one commit further, until none is left to be killed at."""
-    kills = 0
-    while killed(folder, 1 + (kills % 2), half):
-        kills += 1
-        assert verify(open_objects(folder / "run")) == []
-        assert kills < 60
-    assert kills >= 5
-    assert saved(folder) == stored[1]
 
 
 def test_the_same_command_goes_on_and_the_run_can_be_looked_at(folder, stored):

@@ -180,21 +180,19 @@ def test_a_killed_notebook_and_a_second_one_that_attaches(cluster, tmp_path, mon
     monkeypatch.setenv("NMF_FOLDER", str(tmp_path))
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", cluster.scheduler_address)
     first, second = halves(FOLDER / "leave_and_come_back.ipynb")
-    for half in (first, second):
-        half.cells[0 if half is second else 1].source += "\nPASSES = 20"
     first.cells.append(nbformat.v4.new_code_cell("os.kill(os.getpid(), 9)"))
     place = {"metadata": {"path": str(FOLDER)}}
     with pytest.raises(DeadKernelError):
-        NotebookClient(first, timeout=200, resources=place).execute()
+        NotebookClient(first, timeout=None, resources=place).execute()
     run = tmp_path / "cube.run"
-    assert committed(run) < 20, "killed in mid-fit"
+    assert committed(run) < 12, "killed in mid-fit"
 
-    NotebookClient(second, timeout=200, resources=place).execute()
+    NotebookClient(second, timeout=None, resources=place).execute()
     outputs = [output for cell in second.cells if "outputs" in cell for output in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     said = "".join(output.get("text", "") for output in outputs)
     assert "max_iter reached" in said
     assert "started 1 times" in said, "the fit went on by itself"
     found = dasknmf.load(run)
-    assert found.n_iter_ == 20
-    np.testing.assert_array_equal(found.components_, undisturbed(tmp_path / "cube.zarr", 20))
+    assert found.n_iter_ == 12
+    np.testing.assert_array_equal(found.components_, undisturbed(tmp_path / "cube.zarr", 12))
