@@ -319,3 +319,15 @@ def test_callbacks_that_are_none_are_refused_before_the_first_pass(callbacks, rn
 def test_what_is_no_matrix_at_all_is_refused_with_advice(X):
     with pytest.raises(ValueError, match="expected a matrix"):
         NMF(2).fit(X)
+
+
+@pytest.mark.filterwarnings("ignore::dasknmf.FactorWarning")
+def test_more_components_than_samples(rng):
+    """Their rows have Gram matrices of which most columns depend on others."""
+    X = rng.poisson(3.0, (5, 64)) * (rng.random((5, 64)) < 0.7)
+    for seed in range(4):
+        model = NMF(20, random_state=seed, tol=1e-3).fit(X.astype(float))
+        errors = model.history_["relative_error"]
+        assert np.isfinite(model.components_).all()
+        assert (np.diff(errors) <= 1e-6).all()  # below, all is rounding
+        assert errors[-1] < 0.05

@@ -19,6 +19,7 @@ TILE = 64  # rows that march in step: many vector registers, so that loops over 
 
 ROUND = 4  # sweeps between two packings of the rows that still move
 ROUNDING = 1e-15
+DEPENDENT = 1e-12  # of a column's squared norm: what others leave of it is rounding
 PATIENCE = 12  # sweeps that cost less than the rounds of the active set that they save
 
 
@@ -156,11 +157,11 @@ def _choose(gram, c, w, scale, steps, gradient, free, moving):
 
 @helper(CONTRACT)
 def _newton(gram, gradient, free, moving, passive, chol, step):
-    """Solve (G[P, P] + E) step = gradient[P] of every lane, P its free coefficients.
+    """Solve G[P, P] step = gradient[P] of every lane, P its free coefficients.
 
-    One lane at a time: P differs from lane to lane and is often small. Cholesky with pivots lifted
-    (E) where free columns are numerically dependent; the step descends all the same, since
-    gradientᵀ step exceeds stepᵀ G step.
+    One lane at a time: P differs from lane to lane and is often small. Coefficients whose columns
+    depend on those of others before stand still: lifted pivots would multiply rounding by a million
+    for each of them, and more components than rows have many.
     """
     k = gram.shape[0]
     x = np.empty(k)
@@ -183,7 +184,11 @@ def _newton(gram, gradient, free, moving, passive, chol, step):
             s = gram[p, p]
             for m in range(i):
                 s -= chol[i, m] * chol[i, m]
-            chol[i, i] = 1.0 / np.sqrt(max(s, 1e-13 * gram[p, p]))  # the diagonal is kept inverted
+            if s <= DEPENDENT * gram[p, p]:
+                chol[i, : i + 1] = 0.0
+                x[i] = 0.0
+                continue
+            chol[i, i] = 1.0 / np.sqrt(s)  # the diagonal is kept inverted
             s = gradient[p, t]
             for m in range(i):
                 s -= chol[i, m] * x[m]
