@@ -230,8 +230,9 @@ class Observed:
         loops("entries").grid_products(v, m, rule, names, base, marks, lists, product)
         di, dw, hi, hv, hw = lists
         _, deviating, held = marks[-1]
+        none, nothing = own(np.empty(0, np.int32)), own(np.empty(0))
         return Lists(
-            start, stop, base, marks, *_empty_lists(0)[:3], di[:deviating], dw[:deviating],
+            start, stop, base, marks, none, nothing, nothing, di[:deviating], dw[:deviating],
             (hi[:held], hv[:held], hw[:held]), product,
         )  # fmt: skip
 
