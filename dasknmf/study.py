@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,36 +13,27 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
-from dasknmf import parameters, progress, results, studying
+from dasknmf import parameters, progress, refitting, results, studying
+from dasknmf.criteria import COLUMNS, best_of, checked_ranks, measured
 from dasknmf.estimator import NMF
 from dasknmf.history import Callback
-from dasknmf.numerics import consensus, interpretation, restarts
+from dasknmf.numerics import interpretation
 from dasknmf.numerics.choosing import choose
 from dasknmf.numerics.errors import ParameterError, warn
-from dasknmf.numerics.kernels import Array, Float64
+from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.memory import Job
 from dasknmf.numerics.penalties import make_penalties
+from dasknmf.numerics.restarts import Consensus
 from dasknmf.numerics.stopping import Outcome, RelativeChange
 from dasknmf.parallel import inputs, make_executor, starts
 from dasknmf.parallel.observing import observed
 from dasknmf.parallel.slabs import Slabs, cut
 from dasknmf.settings import Settings
 from dasknmf.storage import arrays, studies
-from dasknmf.studying import Restart, Study
+from dasknmf.studying import Study
 from dasknmf.validation import validated
 
 logger = logging.getLogger("dasknmf")
-
-COLUMNS = (
-    "loss",
-    "explained_variance",
-    "holdout_error",
-    "stability",
-    "silhouette",
-    "cophenetic",
-    "dispersion",
-    "sparseness",
-)
 
 
 class RankStudy(BaseEstimator):
@@ -235,6 +225,7 @@ missing
         self.n_iter_ = max(r.n_iter for of_rank in found.restarts.values() for r in of_rank)
         self.fingerprint_ = found.inspection.fingerprint(slabs.shape, slabs.dtype)
         self._n_samples = slabs.shape[slabs.transposed]
+        self._restarts = found.restarts
         self._best = {k: best_of(of_rank) for k, of_rank in found.restarts.items()}
         self.stabilities_, self.consensus_ = {}, {}
         rows = []
@@ -276,22 +267,87 @@ missing
 
         ``transform`` gives its W: the study keeps none.
         """
-        check_is_fitted(self)
-        k = self.best_rank_ if rank is None else rank
-        if k not in self._best:
-            raise ParameterError(f"rank={rank!r} was not studied; expected one of {self.ranks_}.")
-        found, model = self._best[k], self._model(int(k))
+        k = self._studied(rank)
+        found, model = self._best[k], self._unfitted(k)
         model.components_ = found.H
         model.n_components_ = found.H.shape[0]
-        model.n_features_in_ = self.n_features_in_
-        if hasattr(self, "feature_names_in_"):
-            model.feature_names_in_ = self.feature_names_in_
         model.history_ = found.history
         loss, _ = parameters.check(model)
         model.reconstruction_err_ = loss.error(found.loss)
         model.n_iter_, model.outcome_ = found.n_iter, found.outcome
         model.fingerprint_ = self.fingerprint_
         model._n_samples = self._n_samples
+        return model
+
+    def consensus_components(
+        self, rank: int | None = None, *, threshold: float = 0.5, neighbours: float = 0.3
+    ) -> Consensus:
+        """What the restarts of a rank have in common: cNMF's consensus (Kotliar et al. 2019).
+
+        Components of all restarts, of unit length, are matched into k clusters. Those far from
+        their neighbours are left out, and each cluster gives the median of what is left.
+
+        Parameters
+        ----------
+        rank : int, optional
+            By default ``best_rank_``.
+        threshold : float
+            A component whose mean Euclidean distance to its neighbours reaches it is an outlier
+            (cNMF's ``density_threshold``); 2 keeps all.
+        neighbours : float
+            How many, as a part of the restarts, in (0, 1].
+
+        Returns
+        -------
+        Consensus
+            ``components`` (k, n_features), float64, of unit length, in the order of those of
+            ``model(rank)``; ``kept`` (k,), the restarts behind each; ``density`` (n_init, k), the
+            distances that ``threshold`` is compared to.
+
+        Raises
+        ------
+        ParameterError
+            The rank was not studied; n_init=1, of which there is no consensus.
+        """
+        k = self._studied(rank)
+        components = np.stack([restart.H for restart in self._restarts[k]])
+        best = min(range(len(components)), key=lambda r: self._restarts[k][r].objective)
+        return refitting.consensus_of(components, best, threshold, neighbours)
+
+    def consensus_model(
+        self,
+        X: Any,
+        rank: int | None = None,
+        *,
+        threshold: float = 0.5,
+        neighbours: float = 0.3,
+        client: Any = None,
+        weights: Any = None,
+    ) -> NMF:
+        """A fitted NMF whose components are the consensus, with W solved anew: one read of X.
+
+        ``W_``, ``reconstruction_err_`` and ``history_`` (of that read) are of X; a component is as
+        long as that of ``model(rank)``. Parameters and errors as for ``consensus_components`` and
+        :meth:`dasknmf.NMF.transform`.
+        """
+        found = self.consensus_components(rank, threshold=threshold, neighbours=neighbours)
+        k = self._studied(rank)
+        components = refitting.lengths(found.components, self._best[k].H)
+        return refitting.refit(self._unfitted(k), components, X, client, weights)
+
+    def _studied(self, rank: int | None) -> int:
+        check_is_fitted(self)
+        k = self.best_rank_ if rank is None else rank
+        if k not in self._best:
+            raise ParameterError(f"rank={rank!r} was not studied; expected one of {self.ranks_}.")
+        return int(k)
+
+    def _unfitted(self, k: int) -> NMF:
+        """A model of rank k that knows the features of X."""
+        model = self._model(k)
+        model.n_features_in_ = self.n_features_in_
+        if hasattr(self, "feature_names_in_"):
+            model.feature_names_in_ = self.feature_names_in_
         return model
 
     def plot(self, axes: Any = None) -> list[Any]:
@@ -326,53 +382,3 @@ missing
         }
         table = {name: self._table[name] for name in ("rank", *COLUMNS)}
         studies.write(records, table, about, store, overwrite)
-
-
-def checked_ranks(ranks: Any) -> tuple[int, ...]:
-    """Give ranks ascending, or say which of them can't be."""
-    expected = "expected different integers >= 1, such as range(2, 13)"
-    if isinstance(ranks, str | bytes) or not hasattr(ranks, "__iter__"):
-        raise ParameterError(f"ranks={ranks!r}; {expected}.")
-    given = list(ranks)
-    if not given:
-        raise ParameterError(f"ranks={ranks!r} has no rank; {expected}.")
-    for k in given:
-        if isinstance(k, bool | np.bool_) or not isinstance(k, Integral) or k < 1:
-            raise ParameterError(f"ranks={ranks!r} has {k!r}; {expected}.")
-    found = sorted(int(k) for k in given)
-    twice = sorted({k for k in found if found.count(k) > 1})
-    if twice:
-        raise ParameterError(
-            f"ranks={ranks!r} has {twice} more than once; {expected}. n_init= is how many "
-            "restarts each rank gets."
-        )
-    if found != [int(k) for k in given]:
-        logger.info("ranks were sorted: %s", found)
-    return tuple(found)
-
-
-def best_of(found: list[Restart]) -> Restart:
-    """The restart with the lowest objective; of equals, the first."""
-    return min(found, key=lambda restart: restart.objective)
-
-
-def measured(found: list[Restart]) -> tuple[dict[str, float], Float64, Array | None]:
-    """What the restarts of one rank say: criteria by name, stabilities, the consensus of samples.
-
-    Of a single restart, what says how far restarts agree is nan.
-    """
-    best = best_of(found)
-    k = best.H.shape[0]
-    row = dict.fromkeys(COLUMNS, float("nan"))
-    row["loss"], row["holdout_error"] = best.loss, best.held
-    sparse = interpretation.sparseness(best.H)
-    row["sparseness"] = float(np.nanmean(sparse)) if np.isfinite(sparse).any() else float("nan")
-    if len(found) < 2:
-        return row, np.full(k, np.nan), None
-    agreed = restarts.agreement(np.stack([restart.H for restart in found]))
-    row["stability"] = float(np.mean(agreed.stability))
-    row["silhouette"] = float(np.mean(agreed.silhouette))
-    matrix = consensus.consensus(np.stack([restart.labels for restart in found]))
-    row["cophenetic"] = consensus.cophenetic(matrix)
-    row["dispersion"] = consensus.dispersion(matrix)
-    return row, agreed.stability, matrix

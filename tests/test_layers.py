@@ -26,6 +26,8 @@ LAYERS = [
     {
         "estimator",
         "study",
+        "criteria",
+        "refitting",
         "parameters",
         "results",
         "resuming",

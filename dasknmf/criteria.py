@@ -1,0 +1,77 @@
+"""What a study is asked, and what its restarts say: ranks, criteria, the consensus of samples."""
+
+from __future__ import annotations
+
+import logging
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from dasknmf.numerics import consensus, interpretation, restarts
+from dasknmf.numerics.errors import ParameterError
+from dasknmf.numerics.kernels import Array, Float64
+from dasknmf.studying import Restart
+
+logger = logging.getLogger("dasknmf")
+
+COLUMNS = (
+    "loss",
+    "explained_variance",
+    "holdout_error",
+    "stability",
+    "silhouette",
+    "cophenetic",
+    "dispersion",
+    "sparseness",
+)
+
+
+def checked_ranks(ranks: Any) -> tuple[int, ...]:
+    """Give ranks ascending, or say which of them can't be."""
+    expected = "expected different integers >= 1, such as range(2, 13)"
+    if isinstance(ranks, str | bytes) or not hasattr(ranks, "__iter__"):
+        raise ParameterError(f"ranks={ranks!r}; {expected}.")
+    given = list(ranks)
+    if not given:
+        raise ParameterError(f"ranks={ranks!r} has no rank; {expected}.")
+    for k in given:
+        if isinstance(k, bool | np.bool_) or not isinstance(k, Integral) or k < 1:
+            raise ParameterError(f"ranks={ranks!r} has {k!r}; {expected}.")
+    found = sorted(int(k) for k in given)
+    twice = sorted({k for k in found if found.count(k) > 1})
+    if twice:
+        raise ParameterError(
+            f"ranks={ranks!r} has {twice} more than once; {expected}. n_init= is how many "
+            "restarts each rank gets."
+        )
+    if found != [int(k) for k in given]:
+        logger.info("ranks were sorted: %s", found)
+    return tuple(found)
+
+
+def best_of(found: list[Restart]) -> Restart:
+    """The restart with the lowest objective; of equals, the first."""
+    return min(found, key=lambda restart: restart.objective)
+
+
+def measured(found: list[Restart]) -> tuple[dict[str, float], Float64, Array | None]:
+    """What the restarts of one rank say: criteria by name, stabilities, the consensus of samples.
+
+    Of a single restart, what says how far restarts agree is nan.
+    """
+    best = best_of(found)
+    k = best.H.shape[0]
+    row = dict.fromkeys(COLUMNS, float("nan"))
+    row["loss"], row["holdout_error"] = best.loss, best.held
+    sparse = interpretation.sparseness(best.H)
+    row["sparseness"] = float(np.nanmean(sparse)) if np.isfinite(sparse).any() else float("nan")
+    if len(found) < 2:
+        return row, np.full(k, np.nan), None
+    agreed = restarts.agreement(np.stack([restart.H for restart in found]))
+    row["stability"] = float(np.mean(agreed.stability))
+    row["silhouette"] = float(np.mean(agreed.silhouette))
+    matrix = consensus.consensus(np.stack([restart.labels for restart in found]))
+    row["cophenetic"] = consensus.cophenetic(matrix)
+    row["dispersion"] = consensus.dispersion(matrix)
+    return row, agreed.stability, matrix
