@@ -25,6 +25,7 @@ COLUMNS = (
     "dispersion",
     "sparseness",
 )
+FOLD_COLUMNS = ("holdout_se",)  # with bi-cross-validation
 
 
 def checked_ranks(ranks: Any) -> tuple[int, ...]:

@@ -13,16 +13,16 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
-from dasknmf import parameters, progress, refitting, results, studying
-from dasknmf.criteria import COLUMNS, best_of, checked_ranks, measured
+from dasknmf import parameters, progress, refitting, results, sharing, studying
+from dasknmf.criteria import COLUMNS, FOLD_COLUMNS, best_of, checked_ranks, measured
 from dasknmf.estimator import NMF
 from dasknmf.history import Callback
 from dasknmf.numerics import interpretation
 from dasknmf.numerics.choosing import choose
 from dasknmf.numerics.errors import ParameterError, warn
 from dasknmf.numerics.kernels import Array
+from dasknmf.numerics.lots import Lot
 from dasknmf.numerics.memory import Job
-from dasknmf.numerics.penalties import make_penalties
 from dasknmf.numerics.restarts import Consensus
 from dasknmf.numerics.stopping import Outcome, RelativeChange
 from dasknmf.parallel import inputs, make_executor, starts
@@ -56,6 +56,12 @@ class RankStudy(BaseEstimator):
     holdout : float, default=0.05
         Share of the observed entries hidden from all fits, by a hash of ``random_state``, row and
         column: their errors tell a rank too many. 0: none.
+    folds : (int, int) or None, default=None
+        Bi-cross-validation in the place of ``holdout``: rows and columns of X are cut into so many
+        groups by a hash of ``random_state``, and every block of a group of rows and one of columns
+        is held out of one more fit of each rank, in the same reads. Least squares only. Rows and
+        columns of the block are then solved from the rest of their own columns and rows: the
+        residual of Owen & Perry 2009, section 5 (see :mod:`dasknmf.numerics.blocks`).
     waves, beta_loss, tol, max_iter, random_state, alpha_W, alpha_H, l1_ratio, verbose, callbacks, \
 missing
         As for :class:`dasknmf.NMF`. Callbacks see the best model of those that still go on.
@@ -104,6 +110,7 @@ missing
         max_iter: int = 200,
         random_state: Any = None,
         holdout: float = 0.05,
+        folds: tuple[int, int] | None = None,
         missing: str | None = None,
         waves: int | str = "auto",
         alpha_W: float = 0.0,
@@ -120,6 +127,7 @@ missing
         self.max_iter = max_iter
         self.random_state = random_state
         self.holdout = holdout
+        self.folds = folds
         self.missing = missing
         self.waves = waves
         self.alpha_W = alpha_W
@@ -136,14 +144,8 @@ missing
         """
         ranks = checked_ranks(self.ranks)
         template = self._model(ranks[-1])
-        loss, solver = parameters.check(template)
-        if not solver.takes_waves:
-            raise ParameterError(
-                f"solver={self.solver!r} with beta_loss={loss.name!r} carries rows from pass to "
-                "pass, those of all restarts. Use solver='als' with beta_loss='frobenius', or "
-                "'newton' with 'kullback-leibler'."
-            )
-        parameters.check_observing(template, weights)
+        sharing.check(template, weights)
+        folds = sharing.checked_folds(self.folds, template)
         known = dict(vars(self))
         try:
             X = validated(self, X, reset=True)
@@ -159,7 +161,8 @@ missing
                 arrays.opened(inputs.unwrap(weights)),
                 parameters.observing(template, seed),
             )
-            found = self._study(template, ranks, slabs, seed, client)
+            planned = sharing.lots_of_ranks(template, ranks, folds, slabs, seed)
+            found = self._study(template, planned, slabs, seed, client)
             self._take_in(found, ranks, slabs)
         except BaseException:  # an interrupt, too: what an earlier fit found stays
             self.__dict__.clear()
@@ -169,7 +172,7 @@ missing
         return self
 
     def _warn_of(self, found: Study) -> None:
-        every = [restart for of_rank in found.restarts.values() for restart in of_rank]
+        every = [restart for of_rank in found.restarts for restart in of_rank] + found.folded
         unfinished = sum(restart.outcome is Outcome.MAX_ITER for restart in every)
         if unfinished and self.tol > 0:
             warn(
@@ -180,26 +183,25 @@ missing
 
     def _model(self, k: int) -> NMF:
         """An NMF of rank k with the parameters of the study."""
-        given = {n: v for n, v in self.get_params(deep=False).items() if n not in ("ranks",)}
-        return NMF(k, **given)
+        given = self.get_params(deep=False)
+        del given["ranks"], given["folds"]
+        return NMF(k, **{**given, "holdout": 0.0 if self.folds is not None else self.holdout})
 
     def _study(
-        self, template: NMF, ranks: tuple[int, ...], slabs: Slabs, seed: int, client: Any
+        self, template: NMF, lots: tuple[Lot, ...], slabs: Slabs, seed: int, client: Any
     ) -> Study:
         loss, solver = parameters.check(template)
-        shape = slabs.shape[::-1] if slabs.transposed else slabs.shape
-        penalties = make_penalties(self.alpha_W, self.alpha_H, self.l1_ratio, shape)
         request = starts.Request(
-            n_components=ranks[-1],
+            n_components=max(lot.k for lot in lots),
             init="random" if self.missing == "unstored" else "sample",
             seed=seed,
             loss=loss,
             solver=solver,
-            penalties=penalties[::-1] if slabs.transposed else penalties,
+            penalties=lots[-1].penalties,
             n_init=int(self.n_init),
         )
-        one = parameters.make_job(template, solver, ranks[-1], slabs, keep_rows=False)
-        job = Job(**{**vars(one), "models": -(-sum(ranks) * int(self.n_init) // ranks[-1])})
+        one = parameters.make_job(template, solver, request.n_components, slabs, keep_rows=False)
+        job = Job(**{**vars(one), "models": sharing.models_of(lots)})
         with ExitStack() as stack:
             callbacks = tuple(self.callbacks or ())
             if self.verbose:
@@ -214,7 +216,7 @@ missing
                 name=type(self).__name__,
                 callbacks=callbacks,
             )
-            return studying.study(executor, settings, ranks)
+            return studying.study(executor, settings, lots)
 
     def _take_in(self, found: Study, ranks: tuple[int, ...], slabs: Slabs) -> None:
         """Set all that is known of a study."""
@@ -222,23 +224,25 @@ missing
         self.samples_ = found.samples
         self.reads_ = found.reads
         self.history_ = found.history
-        self.n_iter_ = max(r.n_iter for of_rank in found.restarts.values() for r in of_rank)
+        self._restarts = dict(zip(ranks, found.restarts, strict=True))
+        self.n_iter_ = max(r.n_iter for of_rank in found.restarts for r in of_rank)
         self.fingerprint_ = found.inspection.fingerprint(slabs.shape, slabs.dtype)
         self._n_samples = slabs.shape[slabs.transposed]
-        self._restarts = found.restarts
-        self._best = {k: best_of(of_rank) for k, of_rank in found.restarts.items()}
+        self._best = {k: best_of(of_rank) for k, of_rank in self._restarts.items()}
         self.stabilities_, self.consensus_ = {}, {}
-        rows = []
+        rows, columns = [], COLUMNS + FOLD_COLUMNS * bool(found.folded)
         for k in ranks:
-            row, stability, matrix = measured(found.restarts[k])
+            row, stability, matrix = measured(self._restarts[k])
+            if found.folded:
+                row["holdout_error"], row["holdout_se"] = sharing.fold_error(found.folded, k)
             row["explained_variance"] = interpretation.explained_variance(
                 self._best[k].residual, found.inspection.squares
             )
-            rows.append((k, *(row[name] for name in COLUMNS)))
+            rows.append((k, *(row[name] for name in columns)))
             self.stabilities_[k] = stability
             if matrix is not None:
                 self.consensus_[k] = matrix
-        kinds = [("rank", np.int64), *((name, np.float64) for name in COLUMNS)]
+        kinds = [("rank", np.int64), *((name, np.float64) for name in columns)]
         self._table = np.array(rows, dtype=kinds)
         choice = choose(
             self._table["rank"], self._table["holdout_error"], self._table["silhouette"]
@@ -256,8 +260,9 @@ missing
             (1 - ||X - WH||² / ||X||²), ``holdout_error`` (mean squared error on hidden entries, or
             mean deviance) and ``sparseness`` (Hoyer's, mean of the components); of all restarts
             ``stability`` (mean cosine of matched components), ``silhouette``, ``cophenetic`` and
-            ``dispersion`` (of the consensus of samples). nan: undefined. ``pandas.DataFrame`` takes
-            it as it is.
+            ``dispersion`` (of the consensus of samples). With ``folds`` the hold-out error is that
+            of all blocks, and ``holdout_se`` its standard error, from the means of the blocks.
+            nan: undefined. ``pandas.DataFrame`` takes it as it is.
         """
         check_is_fitted(self)
         return self._table.copy()
@@ -380,5 +385,5 @@ missing
             "fingerprint": self.fingerprint_,
             "provenance": results.provenance(),
         }
-        table = {name: self._table[name] for name in ("rank", *COLUMNS)}
+        table = {name: self._table[name] for name in self._table.dtype.names or ()}
         studies.write(records, table, about, store, overwrite)

@@ -1,5 +1,7 @@
 """The passes of a study: many ranks, several restarts of each, one read of V for all of them.
 
+So with several penalties of a rank, and with fits that do not see all of V (``numerics.lots``).
+
 No model is dropped for losing: each goes on until it has converged by the rule of a fit of its own,
 or the best restart of its rank has. One that is done takes no part in later passes.
 """
@@ -7,7 +9,10 @@ or the best restart of its rank has. One that is done takes no part in later pas
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +21,15 @@ from dasknmf.checkpointing import Keeper
 from dasknmf.compression import Progress
 from dasknmf.ensemble import ACCURACY, Model, best_of
 from dasknmf.history import History
+from dasknmf.numerics.blocks import FoldErrors, FoldSums, Together
 from dasknmf.numerics.inspection import Inspection
 from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.labelling import Int64, LabelledStep, labels_of, some_samples
+from dasknmf.numerics.lots import Lot
 from dasknmf.numerics.stopping import RESIDUAL_BELOW, Outcome
 from dasknmf.numerics.terms import Normal
-from dasknmf.numerics.work import ModelSums
+from dasknmf.numerics.weighted import Held
+from dasknmf.numerics.work import ModelSums, Work
 from dasknmf.parallel.blas import one_thread
 from dasknmf.parallel.executors import Executor
 from dasknmf.parallel.starts import study_start
@@ -31,6 +39,7 @@ from dasknmf.state import State
 
 logger = logging.getLogger("dasknmf")
 
+T = TypeVar("T")
 SAMPLES = 1000  # of which a consensus matrix is made, at most
 
 
@@ -58,35 +67,50 @@ class Restart:
 
 
 @dataclass(frozen=True)
-class Study:
-    """What a study ends with; ``restarts[k]``: all of rank k, in the order of their numbers."""
+class Folded:
+    """A fit of the D of one fold, in the streamed orientation: H_D, its loss on D, error on A."""
 
-    restarts: dict[int, list[Restart]]
+    lot: Lot
+    short: Array
+    loss: float
+    held: Held
+    n_iter: int
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study ends with: the restarts of each lot, and the fits of lots with folds."""
+
+    restarts: list[list[Restart]]
+    folded: list[Folded]
     samples: Int64
     inspection: Inspection
     reads: float
     history: dict[str, Array]
 
 
-def study(executor: Executor, settings: Settings, ranks: tuple[int, ...]) -> Study:
-    """Factorise the executor's matrix at every rank, ``settings.start.n_init`` times each."""
+def study(executor: Executor, settings: Settings, lots: Sequence[Lot]) -> Study:
+    """Factorise the executor's matrix for every lot; those without a fold come first."""
     with one_thread():
-        return _Study(executor, settings, ranks).study()
+        return _Study(executor, settings, lots).study()
 
 
 class _Study(Loop):
     """The loop with another end: that of each model."""
 
-    def __init__(self, executor: Executor, settings: Settings, ranks: tuple[int, ...]) -> None:
-        self.ranks = ranks
-        super().__init__(executor, settings, Keeper())
+    def __init__(self, executor: Executor, settings: Settings, lots: Sequence[Lot]) -> None:
+        self.lots = lots
+        of_models = tuple(lot for lot in lots for _ in range(lot.many))
+        super().__init__(executor, replace(settings, lots=of_models), Keeper())
         self.models = list(self.state.models)
+        self.whole = [m for m in self.models if of_models[m.number].fold is None]
         self.courses = [History() for _ in self.models]
         self.outcomes = dict.fromkeys(range(len(self.models)), Outcome.MAX_ITER)
 
     def _first_state(self) -> State:
         start, errors = study_start(
-            self.settings.start, self.ranks, self.executor, self.settings.name
+            self.settings.start, self.lots, self.executor, self.settings.name
         )
         models = [
             Model(n, F, [None] * len(self.waves), ACCURACY, error)
@@ -106,7 +130,9 @@ class _Study(Loop):
             self._pass_of_waves(state.number, last)
             for model in state.models:
                 self._note(model)
-            self._record(best_of(state.models))
+            self._record(
+                best_of([m for m in state.models if m.number < len(self.whole)] or self.whole)
+            )
             asked = self._call_back(state.number, "pass")
             going_on = self._not_overtaken([m for m in state.models if not self._ended(m)])
             logger.info("pass %d: %d of %d models go on", state.number, len(going_on),
@@ -120,21 +146,25 @@ class _Study(Loop):
 
     def _note(self, model: Model) -> None:
         """The history of one model, as that of a fit of its own."""
-        course, seen = self.courses[model.number], self.state.inspection
-        assert seen is not None
+        course, squares = self.courses[model.number], self._squares(model)
         course.loss.append(model.loss)
         course.objective.append(model.objectives[-1])
-        course.relative_error.append(self.settings.loss.relative(model.loss, seen.squares))
+        course.relative_error.append(self.settings.loss.relative(model.loss, squares))
         course.models.append(len(self.state.models))
         course.holdout.append(model.held.mean)
         course.reads.append(self.executor.reads)
         course.seconds.append(self._now().seconds)
 
+    def _squares(self, model: Model) -> float:
+        """Of the entries that a model sees."""
+        squares = model.of(self._problem).squares
+        assert squares is not None
+        return squares
+
     def _ended(self, model: Model) -> bool:
         """Whether a model has converged, or is as close as its loss by Gram matrices can tell."""
-        assert self.state.inspection is not None
         normal = self.settings.loss.kind is Normal
-        size = 0.5 * self.state.inspection.squares if normal else 0.0
+        size = 0.5 * self._squares(model) if normal else 0.0
         exact = RESIDUAL_BELOW[self.executor.slabs.dtype] * size
         outcome = self.settings.stop.judge(model.objectives, exact, size)
         if outcome is not None:
@@ -143,15 +173,16 @@ class _Study(Loop):
         return outcome is not None
 
     def _not_overtaken(self, models: list[Model]) -> list[Model]:
-        """Those that may still become the best of their rank: its leader has not converged.
+        """Those that may still become the best of their lot: its leader has not converged.
 
         Else the slowest of all restarts would say how often V is read.
         """
-        going_on, each = [], self.settings.start.n_init
+        going_on = []
         running = {model.number for model in models}
+        leaders = {n: leader for lot in self._by_lot(self.models)
+                   for leader in [best_of(lot)] for n in [m.number for m in lot]}  # fmt: skip
         for model in models:
-            first = model.number - model.number % each
-            leader = best_of(self.models[first : first + each])
+            leader = leaders[model.number]
             if leader.number in running:
                 going_on.append(model)
             else:
@@ -159,48 +190,84 @@ class _Study(Loop):
                 model.waves = []
         return going_on
 
+    def _by_lot(self, found: Sequence[T]) -> list[list[T]]:
+        """Things of the models in their order, cut into those of each lot."""
+        edges = accumulate((lot.many for lot in self.lots), initial=0)
+        return [list(found[a:b]) for a, b in pairwise(edges) if a < len(found)]
+
     def _finished(self) -> Study:
         state, slabs = self.state, self.executor.slabs
         assert state.inspection is not None
-        state.models = self.models
+        state.models = self.whole
         counts = [len(course.loss) for course in self.courses]
         normal = self.settings.loss.kind is Normal
         tiny = RESIDUAL_BELOW[slabs.dtype]
         measured = not normal or any(
-            course.relative_error[-1] ** 2 < tiny for course in self.courses
+            self.courses[model.number].relative_error[-1] ** 2 < tiny for model in self.whole
         )
         samples = some_samples(self.settings.start.seed, slabs.shape[slabs.transposed], SAMPLES)
         step = replace(
-            self.step, fixed=tuple(model.short for model in self.models), residual=measured
+            self.step,
+            fixed=tuple(model.short for model in self.whole),
+            penalties=tuple(self.settings.lots[m.number].penalties[0] for m in self.whole),
+            residual=measured,
         )
-        work = LabelledStep(step, samples[:0] if slabs.transposed else samples)
-        visit = self.executor.run(work, keep=slabs.transposed)
-        sums, labels = visit.sums.step.models, visit.sums.labels
+        labelled = LabelledStep(step, samples[:0] if slabs.transposed else samples)
+        visit = self.executor.run(self._with_folds(labelled), keep=slabs.transposed)
+        folds: tuple[FoldSums, ...] = ()
+        found_labels = visit.sums
+        if len(self.whole) < len(self.models):
+            found_labels, folds = visit.sums
+        sums, labels = found_labels.step.models, found_labels.labels
         long = None
         if slabs.transposed:
             assert visit.rows is not None
             long = self.executor.fetch(visit.rows)
-            for model, found in zip(self.models, sums, strict=True):
+            for model, found in zip(self.whole, sums, strict=True):
                 self._move_short_exactly(model, found)
-        for model, found in zip(self.models, sums, strict=True):
-            model.measure(found, self._problem, residual=measured and normal)
+        for model, found in zip(self.whole, sums, strict=True):
+            model.measure(found, self._problem_of(model), residual=measured and normal)
             self._note(model)
-        self._record(best_of(self.models))
+        self._record(best_of(self.whole))
         restarts = []
-        for model, found in zip(self.models, sums, strict=True):
+        for model, found in zip(self.whole, sums, strict=True):
             H = model.short.T.copy()
             own = labels[model.number]
             if long is not None:
                 tall = np.concatenate([rows[model.number] for rows in long])
                 H, own = tall.T.copy(), labels_of(model.short[samples], tall)
             restarts.append(self._restart(model, found, counts[model.number], H, own))
-        each = self.settings.start.n_init
+        folded = self.models[len(self.whole) :]
         return Study(
-            restarts={k: restarts[i * each :][:each] for i, k in enumerate(self.ranks)},
+            restarts=self._by_lot(restarts),
+            folded=[self._folded(m, found) for m, found in zip(folded, folds, strict=True)],
             samples=samples,
             inspection=state.inspection,
             reads=self.executor.reads,
             history=state.history.as_arrays(),
+        )
+
+    def _with_folds(self, labelled: LabelledStep) -> Work:
+        """The last visit, to which the fits of folds bring what their errors are made of."""
+        folded = self.models[len(self.whole) :]
+        if not folded:
+            return labelled
+        lots = [self.settings.lots[model.number] for model in folded]
+        fixed = tuple(model.short for model in folded)
+        prices = tuple(lot.penalties[0] for lot in lots)
+        step = replace(self.step, fixed=fixed, penalties=prices)
+        return Together(labelled, FoldErrors(step, tuple(lot.fold for lot in lots if lot.fold)))
+
+    def _folded(self, model: Model, sums: FoldSums) -> Folded:
+        lot = self.settings.lots[model.number]
+        assert lot.fold is not None
+        return Folded(
+            lot=lot,
+            short=model.short,
+            loss=model.loss,
+            held=sums.error(lot.fold, self.settings.solver, lot.penalties[1]),
+            n_iter=len(self.courses[model.number].loss),
+            outcome=self.outcomes[model.number],
         )
 
     def _restart(

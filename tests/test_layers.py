@@ -28,6 +28,7 @@ LAYERS = [
         "study",
         "criteria",
         "refitting",
+        "sharing",
         "parameters",
         "results",
         "resuming",
