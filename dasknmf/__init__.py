@@ -18,6 +18,7 @@ from dasknmf.numerics.errors import (
     TooLargeError,
 )
 from dasknmf.numerics.stopping import Outcome
+from dasknmf.path import AlphaPath
 from dasknmf.results import load
 from dasknmf.storage.matrices import open_matrix
 from dasknmf.study import RankStudy
@@ -25,6 +26,7 @@ from dasknmf.study import RankStudy
 __version__ = "0.1.0"
 
 __all__ = [
+    "AlphaPath",
     "NMF",
     "ClusterError",
     "DamagedError",

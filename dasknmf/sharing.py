@@ -10,16 +10,18 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 
 from dasknmf import parameters
 from dasknmf.estimator import NMF
 from dasknmf.numerics.blocks import Blocks, Fold
-from dasknmf.numerics.errors import ParameterError
+from dasknmf.numerics.errors import ParameterError, warn
 from dasknmf.numerics.lots import Lot
 from dasknmf.numerics.penalties import Penalty, make_penalties
+from dasknmf.numerics.stopping import Outcome
 from dasknmf.numerics.terms import Normal
 from dasknmf.parallel.slabs import Slabs
-from dasknmf.studying import Folded
+from dasknmf.studying import Folded, Restart
 
 Folds = tuple[int, int] | None
 
@@ -120,3 +122,30 @@ def fold_error(folded: Sequence[Folded], k: int) -> tuple[float, float]:
     means = np.array([one.mean for one in held])
     error = sum(one.error for one in held) / weight if weight > 0 else float("nan")
     return error, float(np.std(means, ddof=1) / np.sqrt(means.size))
+
+
+def warn_unfinished(fits: Sequence[Restart | Folded], model: Any) -> None:
+    """Say how many fits of the estimator ``model`` might have gone on."""
+    unfinished = sum(fit.outcome is Outcome.MAX_ITER for fit in fits)
+    if unfinished and model.tol > 0:
+        warn(
+            f"{unfinished} of {len(fits)} fits reached max_iter={model.max_iter} before "
+            f"tol={model.tol:g} was. Increase max_iter or tol to compare fits that are done.",
+            ConvergenceWarning,
+        )
+
+
+def as_fitted(model: NMF, found: Restart, of: Any) -> NMF:
+    """Make ``model`` what a restart of the fitted estimator ``of`` has found."""
+    model.components_ = found.H
+    model.n_components_ = found.H.shape[0]
+    model.n_features_in_ = of.n_features_in_
+    if hasattr(of, "feature_names_in_"):
+        model.feature_names_in_ = of.feature_names_in_
+    model.history_ = found.history
+    loss, _ = parameters.check(model)
+    model.reconstruction_err_ = loss.error(found.loss)
+    model.n_iter_, model.outcome_ = found.n_iter, found.outcome
+    model.fingerprint_ = of.fingerprint_
+    model._n_samples = of._n_samples
+    return model

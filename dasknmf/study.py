@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from dasknmf import parameters, progress, refitting, results, sharing, studying
@@ -19,12 +19,12 @@ from dasknmf.estimator import NMF
 from dasknmf.history import Callback
 from dasknmf.numerics import interpretation
 from dasknmf.numerics.choosing import choose
-from dasknmf.numerics.errors import ParameterError, warn
+from dasknmf.numerics.errors import ParameterError
 from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.lots import Lot
 from dasknmf.numerics.memory import Job
 from dasknmf.numerics.restarts import Consensus
-from dasknmf.numerics.stopping import Outcome, RelativeChange
+from dasknmf.numerics.stopping import RelativeChange
 from dasknmf.parallel import inputs, make_executor, starts
 from dasknmf.parallel.observing import observed
 from dasknmf.parallel.slabs import Slabs, cut
@@ -168,18 +168,9 @@ missing
             self.__dict__.clear()
             self.__dict__.update(known)
             raise
-        self._warn_of(found)
+        every: list[Any] = [*chain(*found.restarts), *found.folded]
+        sharing.warn_unfinished(every, self)
         return self
-
-    def _warn_of(self, found: Study) -> None:
-        every = [restart for of_rank in found.restarts for restart in of_rank] + found.folded
-        unfinished = sum(restart.outcome is Outcome.MAX_ITER for restart in every)
-        if unfinished and self.tol > 0:
-            warn(
-                f"{unfinished} of {len(every)} fits reached max_iter={self.max_iter} before "
-                f"tol={self.tol:g} was. Increase max_iter or tol to compare fits that are done.",
-                ConvergenceWarning,
-            )
 
     def _model(self, k: int) -> NMF:
         """An NMF of rank k with the parameters of the study."""
@@ -188,7 +179,13 @@ missing
         return NMF(k, **{**given, "holdout": 0.0 if self.folds is not None else self.holdout})
 
     def _study(
-        self, template: NMF, lots: tuple[Lot, ...], slabs: Slabs, seed: int, client: Any
+        self,
+        template: NMF,
+        lots: tuple[Lot, ...],
+        slabs: Slabs,
+        seed: int,
+        client: Any,
+        name: str = "RankStudy",
     ) -> Study:
         loss, solver = parameters.check(template)
         request = starts.Request(
@@ -213,7 +210,7 @@ missing
                 max_iter=int(self.max_iter),
                 keep_rows=False,
                 waves=job.waves,
-                name=type(self).__name__,
+                name=name,
                 callbacks=callbacks,
             )
             return studying.study(executor, settings, lots)
@@ -273,16 +270,7 @@ missing
         ``transform`` gives its W: the study keeps none.
         """
         k = self._studied(rank)
-        found, model = self._best[k], self._unfitted(k)
-        model.components_ = found.H
-        model.n_components_ = found.H.shape[0]
-        model.history_ = found.history
-        loss, _ = parameters.check(model)
-        model.reconstruction_err_ = loss.error(found.loss)
-        model.n_iter_, model.outcome_ = found.n_iter, found.outcome
-        model.fingerprint_ = self.fingerprint_
-        model._n_samples = self._n_samples
-        return model
+        return sharing.as_fitted(self._model(k), self._best[k], self)
 
     def consensus_components(
         self, rank: int | None = None, *, threshold: float = 0.5, neighbours: float = 0.3

@@ -23,8 +23,15 @@ from dasknmf.ensemble import ACCURACY, Model, best_of
 from dasknmf.history import History
 from dasknmf.numerics.blocks import FoldErrors, FoldSums, Together
 from dasknmf.numerics.inspection import Inspection
-from dasknmf.numerics.kernels import Array
-from dasknmf.numerics.labelling import Int64, LabelledStep, labels_of, some_samples
+from dasknmf.numerics.interpretation import sparseness
+from dasknmf.numerics.kernels import Array, Float64
+from dasknmf.numerics.labelling import (
+    Int64,
+    LabelledStep,
+    labels_of,
+    some_samples,
+    sparseness_of,
+)
 from dasknmf.numerics.lots import Lot
 from dasknmf.numerics.stopping import RESIDUAL_BELOW, Outcome
 from dasknmf.numerics.terms import Normal
@@ -47,7 +54,8 @@ SAMPLES = 1000  # of which a consensus matrix is made, at most
 class Restart:
     """One model of a study, in the orientation of X.
 
-    ``labels`` (samples,): hard clusters of the study's samples. ``residual``: ||X - WH||², as far
+    ``labels`` (samples,): hard clusters of the study's samples. ``sparse`` (k,): Hoyer's sparseness
+    of the columns of W. ``residual``: ||X - WH||², as far
     as it is observed. ``held``: mean error on held-out entries, nan without any.
     """
 
@@ -59,6 +67,7 @@ class Restart:
     outcome: Outcome
     history: dict[str, Array]
     labels: Int64
+    sparse: Float64 | None = None
 
     @property
     def objective(self) -> float:
@@ -219,6 +228,7 @@ class _Study(Loop):
         if len(self.whole) < len(self.models):
             found_labels, folds = visit.sums
         sums, labels = found_labels.step.models, found_labels.labels
+        sparse = [sparseness_of(norms, slabs.shape[0]) for norms in found_labels.norms]
         long = None
         if slabs.transposed:
             assert visit.rows is not None
@@ -236,7 +246,9 @@ class _Study(Loop):
             if long is not None:
                 tall = np.concatenate([rows[model.number] for rows in long])
                 H, own = tall.T.copy(), labels_of(model.short[samples], tall)
-            restarts.append(self._restart(model, found, counts[model.number], H, own))
+                sparse[model.number] = sparseness(model.short.T)
+            restart = self._restart(model, found, counts[model.number], H, own)
+            restarts.append(replace(restart, sparse=sparse[model.number]))
         folded = self.models[len(self.whole) :]
         return Study(
             restarts=self._by_lot(restarts),

@@ -29,6 +29,7 @@ LAYERS = [
         "criteria",
         "refitting",
         "sharing",
+        "path",
         "parameters",
         "results",
         "resuming",
@@ -55,6 +56,7 @@ OPENED = {
     ("reading", "report_fit"),
     ("study", "report_study"),
     ("study", "plotting"),
+    ("path", "plotting"),
 }  # by a method, when it is called: never by loading the package
 ALLOWED_BELOW = {"numpy", "scipy", "numba", "dasknmf"}  # layer 0, beside the standard library
 

@@ -98,8 +98,8 @@ class Blocks:
         if is_sparse(V):
             of = np.repeat(rows, np.diff(V.indptr)) * self.parts[1] + columns[V.indices]
             values = np.square(V.data, dtype=np.float64)
-            found: Float64 = np.bincount(of, values, minlength=amount.size).reshape(self.parts)
-            return found, weight
+            found = np.bincount(of, values, minlength=amount.size).astype(np.float64)
+            return found.reshape(self.parts), weight
         squares = np.empty(self.parts)
         for c in range(self.parts[1]):
             of_rows = kernels.squared_norms(np.ascontiguousarray(V[:, columns == c]))
