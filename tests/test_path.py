@@ -89,7 +89,7 @@ def test_more_of_it_fits_worse_and_has_smaller_factors(X):
     ]
     assert sizes[0] > sizes[1]
     price = table["objective"][1:] - table["loss"][1:]
-    np.testing.assert_allclose(price, path.alphas_[1:] * sizes, rtol=1e-3)
+    np.testing.assert_allclose(price, path.alphas_[1:] * sizes, rtol=1e-2)
     assert np.isfinite(table["stability"]).all()
     errors = table["holdout_error"]
     assert path.best_alpha_ == table["alpha"][errors.argmin()]
