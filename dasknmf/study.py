@@ -60,8 +60,9 @@ class RankStudy(BaseEstimator):
         Bi-cross-validation in the place of ``holdout``: rows and columns of X are cut into so many
         groups by a hash of ``random_state``, and every block of a group of rows and one of columns
         is held out of one more fit of each rank, in the same reads. Least squares only. Rows and
-        columns of the block are then solved from the rest of their own columns and rows: the
-        residual of Owen & Perry 2009, section 5 (see :mod:`dasknmf.numerics.blocks`).
+        columns of the block are then solved from the rest of their own columns and rows, as Owen &
+        Perry 2009 do (see :mod:`dasknmf.numerics.blocks`); (2, 2) is what they advise. ``model``
+        gives fits of all of X.
     waves, beta_loss, tol, max_iter, random_state, alpha_W, alpha_H, l1_ratio, verbose, callbacks, \
 missing
         As for :class:`dasknmf.NMF`. Callbacks see the best model of those that still go on.
