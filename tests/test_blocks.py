@@ -4,10 +4,11 @@ import dask.array as da
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from click.testing import CliRunner
 from distributed import Client
 from scipy.optimize import nnls
 
-from dasknmf import NMF, ParameterError, RankStudy, studying
+from dasknmf import NMF, ParameterError, RankStudy, cli, studying
 from dasknmf.numerics.blocks import Blocks
 from dasknmf.numerics.observed import NAN, Observed, Rule
 from tests.conftest import planted, sparse_counts
@@ -264,3 +265,14 @@ def test_the_table_the_picture_and_the_store_have_the_standard_error(X, tmp_path
     assert "standard error" in study.report(tmp_path / "s.html").read_text(encoding="utf8")
     study.save(tmp_path / "study.zarr")
     assert study.model(3).holdout == 0
+
+
+def test_the_command_line_takes_folds(X, tmp_path):
+    np.save(tmp_path / "V.npy", X)
+    call = ["ranks", str(tmp_path / "V.npy"), "--ranks", "2:3", "--n-init", "1", "--folds"]
+    done = CliRunner().invoke(cli.main, [*call, "2x2"])
+    assert done.exit_code == 0, done.output
+    assert "holdout_se" in done.output
+    refused = CliRunner().invoke(cli.main, [*call, "22"])
+    assert refused.exit_code == 2
+    assert "expected such as 2x2" in refused.output
