@@ -223,10 +223,8 @@ class FoldErrors:
     def __call__(
         self, V: Slab, rows: Rows | None, place: Place
     ) -> tuple[None, tuple[FoldSums, ...]]:
-        """Visit one slab; one with bad values brings nothing."""
+        """Visit one slab."""
         step = self.step
-        if step.inspect and inspect_slab(V, place).unfit(V.dtype):
-            return None, ()
         new = _solved(step, V, None, place)
         kept = tuple(_kept(W, fold, place) for W, fold in zip(new, self.folds, strict=True))
         terms = step.loss.share(V, step.fixed, kept)
@@ -268,6 +266,8 @@ class Together:
     def __call__(self, V: Slab, rows: Rows | None, place: Place) -> tuple[Rows | None, Any]:
         """Visit one slab."""
         new, sums = self.first(V, rows, place)
+        if new is None:  # bad values, which the sums tell
+            return new, Both(sums, ())
         return new, Both(sums, self.second(V, None, place)[1])
 
 
