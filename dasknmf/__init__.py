@@ -19,6 +19,7 @@ from dasknmf.numerics.errors import (
 )
 from dasknmf.numerics.stopping import Outcome
 from dasknmf.parallel.configuration import load_defaults
+from dasknmf.path import AlphaPath
 from dasknmf.results import load
 from dasknmf.storage.matrices import open_matrix
 from dasknmf.study import RankStudy
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 load_defaults()
 
 __all__ = [
+    "AlphaPath",
     "NMF",
     "ClusterError",
     "DamagedError",

@@ -16,6 +16,20 @@ from dasknmf.storage import matrices, places
 LOSSES = ("frobenius", "kullback-leibler")
 
 
+class _Folds(click.ParamType):
+    """``2x2``: groups of rows and of columns."""
+
+    name = "RxC"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        """Give both numbers; the study itself refuses what makes no sense."""
+        if not isinstance(value, str):
+            return tuple(value)
+        if not re.fullmatch(r"\d+x\d+", value):
+            self.fail(f"{value!r}; expected such as 2x2 or 3x4", param, ctx)
+        return tuple(map(int, value.split("x")))
+
+
 class _Ranks(click.ParamType):
     """``2:12`` (both ends are in), ``2:12:2``, or ``5,8,13``."""
 
@@ -46,6 +60,7 @@ class _Ranks(click.ParamType):
               show_default=True)  # fmt: skip
 @click.option("--holdout", type=float, default=0.05, show_default=True,
               help="Share of the entries hidden from the fits.")  # fmt: skip
+@click.option("--folds", type=_Folds(), help="Hold out blocks of rows and columns instead: 2x2.")
 @click.option("--weights", metavar="PATH", help="Matrix of MATRIX's shape: how much entries count.")
 @click.option("--seed", "random_state", type=int, default=0, show_default=True, help="Of it all.")
 @click.option("--tol", type=float, default=1e-4, show_default=True, help="Change to stop at.")

@@ -35,6 +35,10 @@ class Problem:
     penalty: Penalty
     squares: float | None = None
 
+    def seen(self, sums: ModelSums) -> Problem:
+        """The problem of a model that sees a part of V only."""
+        return self if sums.squares is None else replace(self, squares=sums.squares)
+
 
 @dataclass
 class Model:
@@ -74,6 +78,12 @@ class Model:
         """The short factor for which rows are solved: ahead of the present one, where that pays."""
         return self.short if self.ahead is None else self.ahead
 
+    def of(self, problem: Problem) -> Problem:
+        """The problem with the squares that all waves of this model have seen."""
+        parts = [sums.squares for sums in self.waves if sums is not None]
+        squares = add(parts) if parts else None
+        return problem if squares is None else replace(problem, squares=squares)
+
     @property
     def gain(self) -> float:
         """What the rows may leave to gain, in parts of ||V||²."""
@@ -91,6 +101,7 @@ class Model:
             self.waves = waves
             return
         total = add([found for found in waves if found is not None])
+        problem = problem.seen(total)
         assert total.terms is not None
         assert problem.squares is not None
         short = half_step(solver, self.short, total.terms, problem.penalty)
@@ -144,6 +155,7 @@ class Model:
     def close_pass(self, problem: Problem, solver: Solver) -> None:
         """Note the objective of a pass, and how exact the rows of the next one have to be."""
         self.held = add([sums.held for sums in self.waves if sums is not None])
+        problem = self.of(problem)
         if problem.loss.kind is not Normal:
             self.close_columns(problem, solver)
             return

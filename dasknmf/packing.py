@@ -17,11 +17,14 @@ import numpy as np
 
 from dasknmf.ensemble import Model
 from dasknmf.history import History
+from dasknmf.numerics.blocks import Blocks, Fold
 from dasknmf.numerics.compression import Sketch
 from dasknmf.numerics.errors import StoreError
 from dasknmf.numerics.inspection import Finding, Inspection, Place
 from dasknmf.numerics.kernels import Array
+from dasknmf.numerics.lots import Lot
 from dasknmf.numerics.observation import Observation
+from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.stopping import Outcome
 from dasknmf.numerics.terms import Columns, Each, Exponent, Normal, Split
 from dasknmf.numerics.weighted import Held
@@ -31,8 +34,8 @@ from dasknmf.parallel.executors import Carried
 TYPES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        Columns, Each, Exponent, Finding, Fraction, Held, History, Inspection, Model, ModelSums,
-        Normal, Observation, Outcome, Place, RandomRows, Sketch, Split,
+        Blocks, Columns, Each, Exponent, Finding, Fold, Fraction, Held, History, Inspection, Lot,
+        Model, ModelSums, Normal, Observation, Outcome, Penalty, Place, RandomRows, Sketch, Split,
     )
 }  # fmt: skip
 KIND = "!"  # the key that marks what JSON has no word for

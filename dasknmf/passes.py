@@ -21,6 +21,7 @@ from dasknmf.ensemble import ACCURACY, Model, Problem, best_of, survivors
 from dasknmf.numerics import planning, random
 from dasknmf.numerics.errors import ClusterError, RowsLostError
 from dasknmf.numerics.inspection import Inspection
+from dasknmf.numerics.lots import varied
 from dasknmf.numerics.solvers import Solver
 from dasknmf.numerics.stopping import EXACT_BELOW, RESIDUAL_BELOW, Outcome
 from dasknmf.numerics.terms import Normal, add
@@ -166,12 +167,7 @@ class Loop:
         if self._judged(state.best) or state.number >= settings.max_iter:
             return
         if state.pending:  # the last pass left the short factors where they were
-            step = replace(
-                self.step,
-                fixed=tuple(model.short for model in state.models),
-                models=tuple(model.number for model in state.models),
-                move=False,
-            )
+            step = self._whole_step(move=False)
             self._move_short(state.number, self.executor.run(step, state.rows).sums.models)
         state.outcome, state.pending = None, False
         state.number, state.wave = state.number + 1, 0
@@ -188,6 +184,10 @@ class Loop:
         seen = self.state.inspection
         squares = None if seen is None else seen.squares
         return Problem(self.settings.loss, self.settings.penalties[1], squares)
+
+    def _problem_of(self, model: Model) -> Problem:
+        lots, problem = self.settings.lots, self._problem
+        return replace(problem, penalty=lots[model.number].penalties[1]) if lots else problem
 
     def _check(self, inspection: Inspection) -> None:
         """Refuse bad values, and zeros where the loss has no finite value at them."""
@@ -254,7 +254,7 @@ class Loop:
             if state.wave < len(self.waves):
                 self.keeper.boundary(self._now, ended=False)
         for model in state.models:
-            model.close_pass(self._problem, self.settings.solver)
+            model.close_pass(self._problem_of(model), self.settings.solver)
 
     def _wave(self, number: int, solver: Solver) -> None:
         state, slabs = self.state, self.waves[number]
@@ -265,28 +265,28 @@ class Loop:
             gains=tuple(model.gain for model in state.models),
             inspect=self._looks(slabs),
         )
-        sums = self.compression.visit(step, slabs, keep=False).sums
+        work: Any = varied(step, [m.number for m in state.models], self.settings.lots)
+        sums = self.compression.visit(work, slabs, keep=False).sums
         if sums.inspection is not None:
             self._saw(sums.inspection, [i for wave in self.waves[number + 1 :] for i in wave])
         for model, found in zip(state.models, sums.models, strict=True):
             if self.settings.loss.kind is Normal:
                 warm = solver.loosened(0.1 * model.gain, warm=True)
-                model.visit(number, found, self._problem, warm)
+                model.visit(number, found, self._problem_of(model), warm)
             else:
                 careful = solver.safer(model.rejected) if model.rejected else solver
-                model.visit_columns(number, found, self._problem, careful)
+                model.visit_columns(number, found, self._problem_of(model), careful)
+
+    def _whole_step(self, **changes: Any) -> Step:
+        models = self.state.models
+        fixed, numbers = tuple(m.short for m in models), tuple(m.number for m in models)
+        return replace(self.step, fixed=fixed, models=numbers, **changes)
 
     def _whole_pass(self, number: int, measured: bool) -> tuple[ModelSums, ...]:
         """Visit all slabs at once, without moving the short factors."""
         solver, state = self._solvers(number)[0], self.state
-        step = replace(
-            self.step,
-            fixed=tuple(model.short for model in state.models),
-            models=tuple(model.number for model in state.models),
-            solver=solver,
-            inspect=self._looks(range(len(self.executor.slabs))),
-            residual=measured,
-        )
+        inspect = self._looks(range(len(self.executor.slabs)))
+        step = self._whole_step(solver=solver, inspect=inspect, residual=measured)
         visit = self.executor.run(step, state.rows, keep=solver.carries_rows)
         if visit.sums.inspection is not None:
             self._saw(visit.sums.inspection)
@@ -347,7 +347,7 @@ class Loop:
 
     def _move_short_exactly(self, model: Model, sums: ModelSums) -> None:
         assert sums.terms is not None
-        penalty = self.settings.penalties[1]
+        penalty = self._problem_of(model).penalty
         model.short = half_step(self.settings.solver, model.short, sums.terms, penalty)
 
     def _wants_residual(self) -> bool:

@@ -17,6 +17,7 @@ HELP = {
     "loss": "the objective without penalties, of the best restart",
     "explained_variance": "1 − ‖X − WH‖² / ‖X‖², of the best restart",
     "holdout_error": "mean error on entries that no fit has seen: it rises with a rank too many",
+    "holdout_se": "standard error of the hold-out error, from its values on the single blocks",
     "stability": "mean cosine of the components that restarts have in common; 1: they all agree",
     "silhouette": "whether these are nearer to one another than to other components; 1: clearly",
     "cophenetic": "whether samples fall into clusters, the same in all restarts; 1: they do",
@@ -55,13 +56,24 @@ def _choice(study: Any) -> list[Block]:
         "fingerprint of the data": study.fingerprint_,
     }
     rule = (
-        "Every restart of every rank was fitted to the same data, with the same entries hidden. A "
+        f"Every restart of every rank was fitted to the same data, {_hidden(study)}. A "
         f"rank is stable where its components have a mean silhouette of at least {STABLE}. Of the "
         "stable ranks the smallest is taken whose hold-out error is within "
         f"{100 * NEAR:g} % of the way down from the largest to the smallest error. No rule knows "
         "what the components are for: look at the runner-up, too."
     )
     return [Text(rule), Table.of_pairs(facts)]
+
+
+def _hidden(study: Any) -> str:
+    """What the fits did not see."""
+    if study.folds is None:
+        return "with the same entries hidden"
+    rows, columns = study.folds
+    return (
+        f"and one more fit for each of {rows} × {columns} blocks of rows and columns without it "
+        "(bi-cross-validation, Owen & Perry 2009): the hold-out error is that on all blocks"
+    )
 
 
 def _ranks(study: Any) -> list[Block]:
@@ -72,7 +84,10 @@ def _ranks(study: Any) -> list[Block]:
     return [
         Picture(figure, f"Criteria by rank; rank {study.best_rank_} is marked."),
         Table.of_columns(columns, "The chosen rank is marked; – is undefined.", chosen=chosen),
-        Table.of_pairs({k.replace("_", " "): v for k, v in HELP.items()}, "What the columns say."),
+        Table.of_pairs(
+            {k.replace("_", " "): v for k, v in HELP.items() if k in table.dtype.names},
+            "What the columns say.",
+        ),
     ]
 
 

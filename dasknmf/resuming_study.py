@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,15 +12,16 @@ import numpy as np
 from dasknmf import results, resuming
 from dasknmf.checkpointing import Keeper
 from dasknmf.numerics.errors import DamagedError, StoreError
+from dasknmf.numerics.lots import Lot, by_lot
 from dasknmf.numerics.stopping import Outcome
 from dasknmf.packing import Packed, unpack
 from dasknmf.parallel.executors import Executor
 from dasknmf.settings import Settings
 from dasknmf.snapshots import read_state
-from dasknmf.state_study import StudyShown, restored, study_snapshot
+from dasknmf.state_study import StudyShown, StudyState, history_of, restored, study_snapshot
 from dasknmf.storage.manifests import Commit
 from dasknmf.storage.objects import Objects
-from dasknmf.studying import Study, so_far
+from dasknmf.studying import Restart, Study
 
 if TYPE_CHECKING:
     from dasknmf.estimator import NMF
@@ -36,7 +37,7 @@ NO_RUN = {
 def opened(
     study: RankStudy,
     template: NMF,
-    ranks: tuple[int, ...],
+    lots: Sequence[Lot],
     settings: Settings,
     executor: Executor,
 ) -> Iterator[Keeper]:
@@ -44,15 +45,15 @@ def opened(
     if study.checkpoint is None:
         yield Keeper()
         return
-    slabs = executor.slabs
+    slabs, ranks = executor.slabs, _ranks_of(lots)
     about = {**results.about(template, slabs), "parameters": results.plain_parameters(study)}
-    about["parameters"]["ranks"] = list(ranks)
+    about["parameters"]["ranks"] = ranks
     names = getattr(study, "feature_names_in_", None)
     about["feature_names"] = None if names is None else [str(name) for name in names]
     kept = resuming.Kept(
-        problem=problem_of(study, template, ranks, settings, executor),
+        problem=problem_of(study, template, lots, settings, executor),
         about={"seed": settings.start.seed, "study": about},
-        snapshot=partial(study_snapshot, slabs, ranks),
+        snapshot=partial(study_snapshot, slabs),
         rows=False,
     )
     with resuming.keeping(template, kept, executor) as keeper:
@@ -62,7 +63,7 @@ def opened(
 def problem_of(
     study: RankStudy,
     template: NMF,
-    ranks: tuple[int, ...],
+    lots: Sequence[Lot],
     settings: Settings,
     executor: Executor,
 ) -> dict[str, Any]:
@@ -75,9 +76,14 @@ def problem_of(
     return {
         **given,
         "estimator": type(study).__name__,
-        "ranks": list(ranks),
+        "ranks": _ranks_of(lots),
+        "folds": None if study.folds is None else [int(n) for n in study.folds],
         "tol": float(study.tol),
     }
+
+
+def _ranks_of(lots: Sequence[Lot]) -> list[int]:
+    return [lot.k for lot in lots if lot.fold is None]
 
 
 def is_study(commit: Commit) -> bool:
@@ -91,7 +97,8 @@ def load(objects: Objects, commit: Commit) -> RankStudy:
     Of one that is not done, what takes the last read is nan: consensus of samples, explained
     variance of losses that are no squares.
     """
-    from dasknmf.study import RankStudy, checked_ranks
+    from dasknmf.criteria import checked_ranks
+    from dasknmf.study import RankStudy
 
     meta: Any = commit.meta
     try:
@@ -111,13 +118,53 @@ def load(objects: Objects, commit: Commit) -> RankStudy:
     found = state.found
     if found is None:
         _refuse_too_soon(objects, commit, shown, transposed)
-        found = so_far(state, ranks, shape, shown.fingerprint)
-    if not isinstance(found, Study) or tuple(found.restarts) != ranks:
+        found = so_far(state, shape, shown.fingerprint)
+    if not isinstance(found, Study) or _ranks_found(found) != ranks:
         raise DamagedError(f"commit {commit.number} holds no study of the ranks {ranks}")
     study._take_in(found, ranks)
     if shown.outcome is Outcome.UNFINISHED:
         study.rule_ = f"not done, after pass {shown.number}: {study.rule_}"
     return study
+
+
+def so_far(state: StudyState, shape: tuple[int, int], fingerprint: str | None) -> Study:
+    """A study that is not done, without labels; the short factors have to be those of features.
+
+    Of its folds there is nothing: their errors come with the last read.
+    """
+    assert state.inspection is not None
+    running = {model.number for model in state.models}
+    restarts = []
+    for model, course, outcome in zip(state.every, state.courses, state.outcomes, strict=True):
+        history = history_of(course).as_arrays()
+        squares = np.isfinite(history["relative_error"][-1])
+        restarts.append(
+            Restart(
+                H=model.short.T.copy(),
+                loss=model.loss,
+                residual=2.0 * model.loss if squares else float("nan"),
+                held=model.held.mean,
+                n_iter=course.shape[1],
+                outcome=Outcome.UNFINISHED if model.number in running else outcome,
+                history=history,
+                labels=np.empty(0, dtype=np.int64),
+            )
+        )
+    cut = zip(state.lots, by_lot(restarts, state.lots), strict=True)
+    return Study(
+        restarts=[of_lot for lot, of_lot in cut if lot.fold is None],
+        folded=[],
+        samples=np.empty(0, dtype=np.int64),
+        inspection=state.inspection,
+        shape=shape,
+        fingerprint=fingerprint or "",
+        reads=float(state.reads),
+        history=state.history.as_arrays(),
+    )
+
+
+def _ranks_found(found: Study) -> tuple[int, ...]:
+    return tuple(of_rank[0].H.shape[0] for of_rank in found.restarts)
 
 
 def _refuse_too_soon(objects: Objects, commit: Commit, shown: StudyShown, transposed: bool) -> None:

@@ -8,6 +8,7 @@ from dasknmf.history import Callback
 from dasknmf.numerics.inspection import Inspection
 from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.losses import Loss
+from dasknmf.numerics.lots import Lot
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
 from dasknmf.numerics.stopping import Outcome, RelativeChange
@@ -17,7 +18,10 @@ from dasknmf.parallel.starts import Request
 
 @dataclass(frozen=True)
 class Settings:
-    """One fit. ``waves``: updates of the short factor a pass; ``compress``: between passes."""
+    """One fit. ``waves``: updates of the short factor a pass; ``compress``: between passes.
+
+    ``lots``: what sets single models apart, by their numbers; empty: nothing does.
+    """
 
     start: Request
     stop: RelativeChange
@@ -27,6 +31,7 @@ class Settings:
     compress: bool = False
     name: str = "NMF"
     callbacks: tuple[Callback, ...] = ()
+    lots: tuple[Lot, ...] = ()
 
     @property
     def loss(self) -> Loss:

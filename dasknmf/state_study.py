@@ -11,6 +11,7 @@ from dasknmf.ensemble import Model, best_of
 from dasknmf.history import History
 from dasknmf.numerics.errors import StoreError
 from dasknmf.numerics.kernels import Array, Float64
+from dasknmf.numerics.lots import Lot, by_lot
 from dasknmf.numerics.stopping import Outcome
 from dasknmf.packing import Packed, pack, packable, unpack
 from dasknmf.parallel.slabs import Slabs
@@ -30,6 +31,8 @@ class StudyState(State):
 
     ended
         Those that do not.
+    lots
+        What the models are fits of: the first ``lots[0].many`` of the first, and so on.
     courses
         History of each model, by number: columns of :data:`COURSE` × passes.
     outcomes
@@ -39,6 +42,7 @@ class StudyState(State):
     """
 
     ended: list[Model] = field(default_factory=list)
+    lots: list[Lot] = field(default_factory=list)
     courses: list[Float64] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     found: Study | None = None
@@ -52,7 +56,10 @@ class StudyState(State):
 @packable
 @dataclass(frozen=True)
 class RankShown:
-    """One rank: losses of its best restart, whose hold-out error is ``held``; who goes on."""
+    """One rank: losses of its best restart, whose hold-out error is ``held``; who goes on.
+
+    Fits of its folds are neither among ``running`` nor among ``restarts``.
+    """
 
     rank: int
     losses: list[float]
@@ -80,32 +87,30 @@ def history_of(course: Array) -> History:
     return History(**{**columns, "models": [int(n) for n in columns["models"]]})
 
 
-def study_snapshot(
-    slabs: Slabs, ranks: tuple[int, ...], state: State, ending: Packed | None
-) -> Snapshot:
-    """What is kept of a study at ``ranks``.
+def study_snapshot(slabs: Slabs, state: State, ending: Packed | None) -> Snapshot:
+    """What is kept of a study.
 
     ``ending``: where the passes ended, if they have; with it the commit keeps what was found.
     """
     assert isinstance(state, StudyState)
-    shown = pack(_shown(slabs, ranks, state, done=ending is not None)).tree
+    shown = pack(_shown(slabs, state, done=ending is not None)).tree
     if ending is not None:
         kept = unpack(ending)  # the last read has moved the state on from there
         state = replace(kept, found=state.found)
     return Snapshot(state=pack(state), shown=shown, factor=None)
 
 
-def _shown(slabs: Slabs, ranks: tuple[int, ...], state: StudyState, *, done: bool) -> StudyShown:
-    every, seen = state.every, state.inspection
+def _shown(slabs: Slabs, state: StudyState, *, done: bool) -> StudyShown:
+    seen = state.inspection
     running = set() if done else {model.number for model in state.models}
-    each = len(every) // len(ranks)
     told = []
-    for i, rank in enumerate(ranks):
-        models = every[i * each :][:each]
+    for lot, models in zip(state.lots, by_lot(state.every, state.lots), strict=True):
+        if lot.fold is not None:
+            continue
         best = best_of(models) if models[0].objectives else models[0]
         course = history_of(state.courses[best.number])
         going_on = sum(model.number in running for model in models)
-        told.append(RankShown(rank, course.loss, best.held.mean, going_on, each))
+        told.append(RankShown(lot.k, course.loss, best.held.mean, going_on, lot.many))
     return StudyShown(
         history=state.history,
         loss=state.history.loss[-1] if state.history.loss else float("nan"),
@@ -127,7 +132,10 @@ def outcome_of(outcomes: list[Outcome]) -> Outcome:
 def restored(state: State) -> StudyState:
     """The state of a study that a commit held."""
     if not isinstance(state, StudyState) or not (
-        len(state.every) == len(state.courses) == len(state.outcomes)
+        len(state.every)
+        == len(state.courses)
+        == len(state.outcomes)
+        == sum(lot.many for lot in state.lots)
     ):
         raise StoreError("the state of a checkpoint is not that of a study")
     return state

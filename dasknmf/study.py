@@ -5,45 +5,45 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from numbers import Integral
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
-from dasknmf import events, parameters, progress, results, resuming, resuming_study, studying
+from dasknmf import (
+    criteria,
+    events,
+    parameters,
+    progress,
+    refitting,
+    results,
+    resuming,
+    resuming_study,
+    sharing,
+    studying,
+)
+from dasknmf.criteria import best_of, checked_ranks
 from dasknmf.estimator import NMF
 from dasknmf.history import Callback
-from dasknmf.numerics import consensus, interpretation, restarts
 from dasknmf.numerics.choosing import choose
-from dasknmf.numerics.errors import ParameterError, warn
-from dasknmf.numerics.kernels import Array, Float64
+from dasknmf.numerics.errors import ParameterError
+from dasknmf.numerics.kernels import Array
+from dasknmf.numerics.lots import Lot
 from dasknmf.numerics.memory import Job
-from dasknmf.numerics.penalties import make_penalties
-from dasknmf.numerics.stopping import Outcome, RelativeChange
+from dasknmf.numerics.restarts import Consensus
+from dasknmf.numerics.stopping import RelativeChange
 from dasknmf.parallel import inputs, make_executor, starts
 from dasknmf.parallel.observing import observed
 from dasknmf.parallel.slabs import Slabs, cut
 from dasknmf.settings import Settings
 from dasknmf.storage import arrays, studies
-from dasknmf.studying import Restart, Study
+from dasknmf.studying import Study
 from dasknmf.validation import validated
 
 logger = logging.getLogger("dasknmf")
-
-COLUMNS = (
-    "loss",
-    "explained_variance",
-    "holdout_error",
-    "stability",
-    "silhouette",
-    "cophenetic",
-    "dispersion",
-    "sparseness",
-)
 
 
 class RankStudy(BaseEstimator):
@@ -66,6 +66,13 @@ class RankStudy(BaseEstimator):
     holdout : float, default=0.05
         Share of the observed entries hidden from all fits, by a hash of ``random_state``, row and
         column: their errors tell a rank too many. 0: none.
+    folds : (int, int) or None, default=None
+        Bi-cross-validation in the place of ``holdout``: rows and columns of X are cut into so many
+        groups by a hash of ``random_state``, and every block of a group of rows and one of columns
+        is held out of one more fit of each rank, in the same reads. Least squares only. Rows and
+        columns of the block are then solved from the rest of their own columns and rows, as Owen &
+        Perry 2009 do (see :mod:`dasknmf.numerics.blocks`); (2, 2) is what they advise. ``model``
+        gives fits of all of X.
     waves, beta_loss, tol, max_iter, random_state, alpha_W, alpha_H, l1_ratio, verbose, callbacks, \
 missing
         As for :class:`dasknmf.NMF`. Callbacks see the best model of those that still go on.
@@ -117,6 +124,7 @@ missing
         max_iter: int = 200,
         random_state: Any = None,
         holdout: float = 0.05,
+        folds: tuple[int, int] | None = None,
         missing: str | None = None,
         waves: int | str = "auto",
         alpha_W: float = 0.0,
@@ -138,6 +146,7 @@ missing
         self.max_iter = max_iter
         self.random_state = random_state
         self.holdout = holdout
+        self.folds = folds
         self.missing = missing
         self.waves = waves
         self.alpha_W = alpha_W
@@ -159,14 +168,8 @@ missing
         """
         ranks = checked_ranks(self.ranks)
         template = self._model(ranks[-1])
-        loss, solver = parameters.check(template)
-        if not solver.takes_waves:
-            raise ParameterError(
-                f"solver={self.solver!r} with beta_loss={loss.name!r} carries rows from pass to "
-                "pass, those of all restarts. Use solver='als' with beta_loss='frobenius', or "
-                "'newton' with 'kullback-leibler'."
-            )
-        parameters.check_observing(template, weights)
+        sharing.check(template, weights)
+        folds = sharing.checked_folds(self.folds, template)
         resuming.check(template)
         known = dict(vars(self))
         try:
@@ -183,66 +186,64 @@ missing
                 arrays.opened(inputs.unwrap(weights)),
                 parameters.observing(template, seed),
             )
-            found = self._study(template, ranks, slabs, seed, client)
+            planned = sharing.lots_of_ranks(template, ranks, folds, slabs, seed)
+            found = self._study(template, planned, slabs, seed, client, self)
             self._take_in(found, ranks)
         except BaseException:  # an interrupt, too: what an earlier fit found stays
             self.__dict__.clear()
             self.__dict__.update(known)
             raise
-        self._warn_of(found)
+        every: list[Any] = [*chain(*found.restarts), *found.folded]
+        sharing.warn_unfinished(every, self)
         return self
-
-    def _warn_of(self, found: Study) -> None:
-        every = [restart for of_rank in found.restarts.values() for restart in of_rank]
-        unfinished = sum(restart.outcome is Outcome.MAX_ITER for restart in every)
-        if unfinished and self.tol > 0:
-            warn(
-                f"{unfinished} of {len(every)} fits reached max_iter={self.max_iter} before "
-                f"tol={self.tol:g} was. Increase max_iter or tol to compare fits that are done.",
-                ConvergenceWarning,
-            )
 
     def _model(self, k: int) -> NMF:
         """An NMF of rank k with the parameters of the study."""
-        given = {n: v for n, v in self.get_params(deep=False).items() if n not in ("ranks",)}
-        return NMF(k, **given)
+        given = self.get_params(deep=False)
+        del given["ranks"], given["folds"]
+        return NMF(k, **{**given, "holdout": 0.0 if self.folds is not None else self.holdout})
 
     def _study(
-        self, template: NMF, ranks: tuple[int, ...], slabs: Slabs, seed: int, client: Any
+        self,
+        template: NMF,
+        lots: tuple[Lot, ...],
+        slabs: Slabs,
+        seed: int,
+        client: Any,
+        estimator: BaseEstimator,
     ) -> Study:
         loss, solver = parameters.check(template)
-        shape = slabs.shape[::-1] if slabs.transposed else slabs.shape
-        penalties = make_penalties(self.alpha_W, self.alpha_H, self.l1_ratio, shape)
         request = starts.Request(
-            n_components=ranks[-1],
+            n_components=max(lot.k for lot in lots),
             init="random" if self.missing == "unstored" else "sample",
             seed=seed,
             loss=loss,
             solver=solver,
-            penalties=penalties[::-1] if slabs.transposed else penalties,
+            penalties=lots[-1].penalties,
             n_init=int(self.n_init),
         )
-        one = parameters.make_job(template, solver, ranks[-1], slabs, keep_rows=False)
-        job = Job(**{**vars(one), "models": -(-sum(ranks) * int(self.n_init) // ranks[-1])})
+        one = parameters.make_job(template, solver, request.n_components, slabs, keep_rows=False)
+        job = Job(**{**vars(one), "models": sharing.models_of(lots)})
         with ExitStack() as stack:
             callbacks = tuple(self.callbacks or ())
             if self.verbose:
                 callbacks += (stack.enter_context(progress.bar(self.max_iter)),)
             executor = stack.enter_context(make_executor(slabs, client, job))
-            callbacks += (events.teller(executor, self, solver.name, ranks),)
+            ks = sorted({lot.k for lot in lots})
+            callbacks += (events.teller(executor, estimator, solver.name, ks),)
             settings = Settings(
                 start=request,
                 stop=RelativeChange(self.tol * job.waves, floor=self.tol**2),
                 max_iter=int(self.max_iter),
                 keep_rows=False,
                 waves=job.waves,
-                name=type(self).__name__,
+                name=type(estimator).__name__,
                 callbacks=callbacks,
             )
             keeper = stack.enter_context(
-                resuming_study.opened(self, template, ranks, settings, executor)
+                resuming_study.opened(self, template, lots, settings, executor)
             )
-            return studying.study(executor, settings, ranks, keeper)
+            return studying.study(executor, settings, lots, keeper)
 
     def _take_in(self, found: Study, ranks: tuple[int, ...]) -> None:
         """Set all that is known of a study."""
@@ -250,23 +251,13 @@ missing
         self.samples_ = found.samples
         self.reads_ = found.reads
         self.history_ = found.history
-        self.n_iter_ = max(r.n_iter for of_rank in found.restarts.values() for r in of_rank)
+        self._restarts = dict(zip(ranks, found.restarts, strict=True))
+        self.n_iter_ = max(r.n_iter for of_rank in found.restarts for r in of_rank)
         self.fingerprint_ = found.fingerprint
         self._n_samples = found.shape[0]
-        self._best = {k: best_of(of_rank) for k, of_rank in found.restarts.items()}
-        self.stabilities_, self.consensus_ = {}, {}
-        rows = []
-        for k in ranks:
-            row, stability, matrix = measured(found.restarts[k])
-            row["explained_variance"] = interpretation.explained_variance(
-                self._best[k].residual, found.inspection.squares
-            )
-            rows.append((k, *(row[name] for name in COLUMNS)))
-            self.stabilities_[k] = stability
-            if matrix is not None:
-                self.consensus_[k] = matrix
-        kinds = [("rank", np.int64), *((name, np.float64) for name in COLUMNS)]
-        self._table = np.array(rows, dtype=kinds)
+        self._best = {k: best_of(of_rank) for k, of_rank in self._restarts.items()}
+        of_table = criteria.tabulated(self._restarts, found, blocks=self.folds is not None)
+        self._table, self.stabilities_, self.consensus_ = of_table
         choice = choose(
             self._table["rank"], self._table["holdout_error"], self._table["silhouette"]
         )
@@ -284,8 +275,9 @@ missing
             restarts ``holdout_error`` (mean squared error on hidden entries, or mean deviance: the
             least, as a few entries that hardly anything pins down may spoil any one of them),
             ``stability`` (mean cosine of matched components), ``silhouette``, ``cophenetic`` and
-            ``dispersion`` (of the consensus of samples). nan: undefined. ``pandas.DataFrame`` takes
-            it as it is.
+            ``dispersion`` (of the consensus of samples). With ``folds`` the hold-out error is that
+            of all blocks, and ``holdout_se`` its standard error, from the means of the blocks.
+            nan: undefined. ``pandas.DataFrame`` takes it as it is.
         """
         check_is_fitted(self)
         return self._table.copy()
@@ -295,23 +287,78 @@ missing
 
         ``transform`` gives its W: the study keeps none.
         """
+        k = self._studied(rank)
+        return sharing.as_fitted(self._unfitted(k), self._best[k], self)
+
+    def consensus_components(
+        self, rank: int | None = None, *, threshold: float = 0.5, neighbours: float = 0.3
+    ) -> Consensus:
+        """What the restarts of a rank have in common: cNMF's consensus (Kotliar et al. 2019).
+
+        Components of all restarts, of unit length, are matched into k clusters. Those far from
+        their neighbours are left out, and each cluster gives the median of what is left.
+
+        Parameters
+        ----------
+        rank : int, optional
+            By default ``best_rank_``.
+        threshold : float
+            A component whose mean Euclidean distance to its neighbours reaches it is an outlier
+            (cNMF's ``density_threshold``); 2 keeps all.
+        neighbours : float
+            How many, as a part of the restarts, in (0, 1].
+
+        Returns
+        -------
+        Consensus
+            ``components`` (k, n_features), float64, of unit length, in the order of those of
+            ``model(rank)``; ``kept`` (k,), the restarts behind each; ``density`` (n_init, k), the
+            distances that ``threshold`` is compared to.
+
+        Raises
+        ------
+        ParameterError
+            The rank was not studied; n_init=1, of which there is no consensus.
+        """
+        k = self._studied(rank)
+        components = np.stack([restart.H for restart in self._restarts[k]])
+        best = min(range(len(components)), key=lambda r: self._restarts[k][r].objective)
+        return refitting.consensus_of(components, best, threshold, neighbours)
+
+    def consensus_model(
+        self,
+        X: Any,
+        rank: int | None = None,
+        *,
+        threshold: float = 0.5,
+        neighbours: float = 0.3,
+        client: Any = None,
+        weights: Any = None,
+    ) -> NMF:
+        """A fitted NMF whose components are the consensus, with W solved anew: one read of X.
+
+        ``W_``, ``reconstruction_err_`` and ``history_`` (of that read) are of X; a component is as
+        long as that of ``model(rank)``. Parameters and errors as for ``consensus_components`` and
+        :meth:`dasknmf.NMF.transform`.
+        """
+        found = self.consensus_components(rank, threshold=threshold, neighbours=neighbours)
+        k = self._studied(rank)
+        components = refitting.lengths(found.components, self._best[k].H)
+        return refitting.refit(self._unfitted(k), components, X, client, weights)
+
+    def _studied(self, rank: int | None) -> int:
         check_is_fitted(self)
         k = self.best_rank_ if rank is None else rank
         if k not in self._best:
             raise ParameterError(f"rank={rank!r} was not studied; expected one of {self.ranks_}.")
-        found = self._best[k]
-        model = self._model(int(k)).set_params(**resuming_study.NO_RUN)  # the study's, not its own
-        model.components_ = found.H
-        model.n_components_ = found.H.shape[0]
+        return int(k)
+
+    def _unfitted(self, k: int) -> NMF:
+        """A model of rank k that knows the features of X; the run is the study's, not its own."""
+        model = self._model(k).set_params(**resuming_study.NO_RUN)
         model.n_features_in_ = self.n_features_in_
         if hasattr(self, "feature_names_in_"):
             model.feature_names_in_ = self.feature_names_in_
-        model.history_ = found.history
-        loss, _ = parameters.check(model)
-        model.reconstruction_err_ = loss.error(found.loss)
-        model.n_iter_, model.outcome_ = found.n_iter, found.outcome
-        model.fingerprint_ = self.fingerprint_
-        model._n_samples = self._n_samples
         return model
 
     def plot(self, axes: Any = None) -> list[Any]:
@@ -344,59 +391,5 @@ missing
             "fingerprint": self.fingerprint_,
             "provenance": results.provenance(),
         }
-        table = {name: self._table[name] for name in ("rank", *COLUMNS)}
+        table = {name: self._table[name] for name in self._table.dtype.names or ()}
         studies.write(records, table, about, store, overwrite)
-
-
-def checked_ranks(ranks: Any) -> tuple[int, ...]:
-    """Give ranks ascending, or say which of them can't be."""
-    expected = "expected different integers >= 1, such as range(2, 13)"
-    if isinstance(ranks, str | bytes) or not hasattr(ranks, "__iter__"):
-        raise ParameterError(f"ranks={ranks!r}; {expected}.")
-    given = list(ranks)
-    if not given:
-        raise ParameterError(f"ranks={ranks!r} has no rank; {expected}.")
-    for k in given:
-        if isinstance(k, bool | np.bool_) or not isinstance(k, Integral) or k < 1:
-            raise ParameterError(f"ranks={ranks!r} has {k!r}; {expected}.")
-    found = sorted(int(k) for k in given)
-    twice = sorted({k for k in found if found.count(k) > 1})
-    if twice:
-        raise ParameterError(
-            f"ranks={ranks!r} has {twice} more than once; {expected}. n_init= is how many "
-            "restarts each rank gets."
-        )
-    if found != [int(k) for k in given]:
-        logger.info("ranks were sorted: %s", found)
-    return tuple(found)
-
-
-def best_of(found: list[Restart]) -> Restart:
-    """The restart with the lowest objective; of equals, the first."""
-    return min(found, key=lambda restart: restart.objective)
-
-
-def measured(found: list[Restart]) -> tuple[dict[str, float], Float64, Array | None]:
-    """What the restarts of one rank say: criteria by name, stabilities, the consensus of samples.
-
-    Of a single restart, what says how far restarts agree is nan.
-    """
-    best = best_of(found)
-    k = best.H.shape[0]
-    row = dict.fromkeys(COLUMNS, float("nan"))
-    row["loss"] = best.loss
-    held = [restart.held for restart in found]
-    row["holdout_error"] = min(held) if np.isfinite(held).all() else best.held
-    sparse = interpretation.sparseness(best.H)
-    row["sparseness"] = float(np.nanmean(sparse)) if np.isfinite(sparse).any() else float("nan")
-    if len(found) < 2:
-        return row, np.full(k, np.nan), None
-    agreed = restarts.agreement(np.stack([restart.H for restart in found]))
-    row["stability"] = float(np.mean(agreed.stability))
-    row["silhouette"] = float(np.mean(agreed.silhouette))
-    if not best.labels.size:  # of a study that is not done
-        return row, agreed.stability, None
-    matrix = consensus.consensus(np.stack([restart.labels for restart in found]))
-    row["cophenetic"] = consensus.cophenetic(matrix)
-    row["dispersion"] = consensus.dispersion(matrix)
-    return row, agreed.stability, matrix

@@ -15,10 +15,11 @@ from dasknmf.numerics import planning, random
 from dasknmf.numerics.inspection import Place
 from dasknmf.numerics.losses import Frobenius
 from dasknmf.numerics.penalties import Penalty
+from dasknmf.numerics.sampling import DrawByNorm, TakeRows
 from dasknmf.numerics.solvers.als import ALS
 from dasknmf.numerics.stopping import extrapolated
 from dasknmf.numerics.terms import Normal, add
-from dasknmf.numerics.work import DrawByNorm, ModelSums, TakeRows
+from dasknmf.numerics.work import ModelSums
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 

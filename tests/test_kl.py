@@ -40,7 +40,7 @@ def unpack(packed, k):
 
 def one(V, Ht, penalty=FREE, solver=None):
     """One visit: rows and terms."""
-    rows, terms = (solver or Newton()).visit(KL, V, (), (Ht,), penalty)
+    rows, terms = (solver or Newton()).visit(KL, V, (), (Ht,), (penalty,))
     return rows[0], terms[0]
 
 

@@ -28,6 +28,10 @@ LAYERS = [
     {
         "estimator",
         "study",
+        "criteria",
+        "refitting",
+        "sharing",
+        "path",
         "parameters",
         "partial",
         "parts",
@@ -58,6 +62,7 @@ OPENED = {
     ("reading", "report_fit"),
     ("study", "report_study"),
     ("study", "plotting"),
+    ("path", "plotting"),
 }  # by a method, when it is called: never by loading the package
 ALLOWED_BELOW = {"numpy", "scipy", "numba", "dasknmf"}  # layer 0, beside the standard library
 

@@ -140,7 +140,7 @@ MUTANTS = [
         "np.maximum(new + momentum * (new - old), 0)", "(new + momentum * (new - old))", WAVES,
     ),
     Mutant(
-        "rows are drawn by the slab's own numbers", "numerics/work.py",
+        "rows are drawn by the slab's own numbers", "numerics/sampling.py",
         '"draw", 0, place.start, place.stop, 1)', '"draw", 0, 0, place.stop - place.start, 1)',
         "test_few_passes.py::test_drawn_rows_depend_on_norms_and_numbers_not_on_slabs",
     ),

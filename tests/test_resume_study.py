@@ -34,11 +34,15 @@ def counts(rng):
     return sparse_counts(rng, 160, 20)
 
 
+TWO = (2, 2)
+FOLDED = {"folds": TWO, "max_iter": 3, "n_init": 1}
 KINDS = {
     "tall": (tall, {}, 3),
     "wide": (wide, {"holdout": 0, "max_iter": 3}, 3),
     "counts": (counts, {"beta_loss": "kullback-leibler", "max_iter": 3}, 2),
     "mostly missing": (counts, {"missing": "unstored", "max_iter": 3}, 2),
+    "folds": (tall, FOLDED, 2),
+    "wide folds": (wide, {**FOLDED, "ranks": (3,), "max_iter": 2}, 2),
 }
 
 
@@ -118,6 +122,38 @@ def test_what_was_stopped_by_max_iter_or_a_callback_goes_on(rng, tmp_path):
     assert bits(RankStudy(**given, checkpoint=run).fit(X)) == expected
 
 
+def test_a_study_with_folds_goes_on_after_a_callback_and_max_iter(rng, tmp_path):
+    X, given, run = tall(rng), {**SMALL, "folds": (2, 3), "n_init": 2}, tmp_path / "run"
+    expected = RankStudy(**given).fit(X)
+    once = [True, False]
+    for change in ({"callbacks": [lambda info: once.pop(0)]}, {"max_iter": 3}, {}):
+        study = RankStudy(**{**given, **change}, checkpoint=run).fit(X)
+    assert bits(study) == bits(expected)
+    assert np.isfinite(study.table()["holdout_se"]).all()
+    for found in (study, dasknmf.load(run)):
+        consensus = found.consensus_components(4)
+        assert consensus.components.tobytes() == expected.consensus_components(4)[0].tobytes()
+    assert dasknmf.load(run).consensus_model(X, 2).checkpoint is None
+
+
+def test_folds_that_are_not_done_have_no_errors_yet(rng, tmp_path, interrupts):
+    X, given, run = tall(rng), {**SMALL, "tol": 0, **FOLDED, "max_iter": 9}, tmp_path / "run"
+    interrupts.next(7)
+    with pytest.raises(StoppedError):
+        RankStudy(**given, checkpoint=run).fit(X)
+    seen, whole = dasknmf.load(run), RankStudy(**{**given, "holdout": 0, "folds": None})
+    assert seen.rule_.startswith("not done")
+    for name in ("holdout_error", "holdout_se"):
+        assert np.isnan(seen.table()[name]).all()
+    passes = len(seen.history_["loss"])
+    whole.set_params(max_iter=passes).fit(X)
+    for k in (2, 4):
+        loss = seen.model(k).history_["loss"]
+        np.testing.assert_allclose(loss, whole.model(k).history_["loss"][:passes], rtol=1e-9)
+    shown = read_newest(open_objects(run)).meta["shown"]
+    assert [rank["of"]["restarts"] for rank in shown["of"]["ranks"]] == [1, 1]
+
+
 def test_a_drawn_seed_is_that_of_the_run(rng, tmp_path, interrupts):
     X, given = tall(rng), {**SMALL, "random_state": None, "max_iter": 2}
     interrupts.next(2)
@@ -130,8 +166,9 @@ def test_a_drawn_seed_is_that_of_the_run(rng, tmp_path, interrupts):
 
 
 def test_another_matrix_is_refused_by_place_even_by_a_study_that_is_done(rng, tmp_path, interrupts):
-    V, given, run = planted(rng, 160, 20, 3), {**SMALL, "max_iter": 2}, tmp_path / "run"
-    for value, stop in ((1e3, 3), (1e3, 0), (np.nan, 0)):
+    V, small = planted(rng, 160, 20, 3), {**SMALL, "max_iter": 2}
+    for value, stop, folds in ((1e3, 3, None), (1e3, 0, None), (np.nan, 0, None), (np.nan, 0, TWO)):
+        given, run = {**small, "folds": folds}, tmp_path / f"run of {folds}"
         changed = V.copy()
         changed[77, 7] = value
         interrupts.next(stop)
@@ -165,6 +202,7 @@ def test_other_parameters_are_refused_by_name(rng, tmp_path):
         ({"n_init": 3}, "n_init is 2 there"),
         ({"tol": 1e-5}, "tol is 0.001 there"),
         ({"holdout": 0.1}, "holdout is 0.05 there"),
+        ({"holdout": 0.05, "folds": (2, 2)}, r"folds is None there, and \[2, 2\] was given"),
         ({"random_state": 2}, "random_state is 1 there"),
         ({"waves": 1}, "waves is"),
     ):

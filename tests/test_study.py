@@ -8,10 +8,10 @@ import pytest
 from click.testing import CliRunner
 
 from dasknmf import NMF, ParameterError, RankStudy, StoreError, cli, load
+from dasknmf.criteria import COLUMNS
 from dasknmf.numerics.choosing import choose
 from dasknmf.numerics.consensus import consensus
 from dasknmf.numerics.labelling import labels_of, some_samples
-from dasknmf.study import COLUMNS
 from tests.conftest import planted, sparse_counts
 
 RANKS = (2, 3, 4, 5)
@@ -98,7 +98,7 @@ def test_the_consensus_is_that_of_the_restarts_own_rows(X, wide, monkeypatch):
         seen["labels"] = labels
         return consensus(labels)
 
-    monkeypatch.setattr("dasknmf.study.consensus.consensus", spied)
+    monkeypatch.setattr("dasknmf.criteria.consensus.consensus", spied)
     study = RankStudy((3,), n_init=3, holdout=0, random_state=0).fit(given)
     model = study.model(3)
     own = labels_of(model.transform(given), model.components_.T)

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from dasknmf.numerics import random
 from dasknmf.numerics.inspection import Place
-from dasknmf.numerics.interpretation import hard_clusters, row_norms
-from dasknmf.numerics.kernels import Array, Slab
+from dasknmf.numerics.interpretation import hard_clusters, hoyer, row_norms
+from dasknmf.numerics.kernels import Array, Float64, Slab, gram
 from dasknmf.numerics.solvers.base import Rows
 from dasknmf.numerics.terms import add
 from dasknmf.numerics.work import Step, StepSums
@@ -33,17 +33,28 @@ def labels_of(W: Array, short: Array) -> Int64:
     return hard_clusters(W, row_norms(short.T))
 
 
+def sparseness_of(norms: Float64, rows: int) -> Float64:
+    """Hoyer's sparseness of every column of W, from its Σ w and Σ w² over so many rows."""
+    return hoyer(norms[0], np.sqrt(norms[1]), rows)
+
+
 class Labelled(NamedTuple):
-    """What a pass brings, and the labels of the chosen samples: models × samples."""
+    """What a pass brings, and the labels of the chosen samples: models × samples.
+
+    ``norms``: Σ w and Σ w² over the rows, of every component of every model.
+    """
 
     step: StepSums
     labels: Int64
+    norms: tuple[Float64, ...]
 
     @staticmethod
     def merge(parts: Sequence[Labelled]) -> Labelled:
         """Add up the sums; put labels together in the order of the slabs."""
         labels = np.concatenate([part.labels for part in parts], axis=1)
-        return Labelled(add([part.step for part in parts]), labels)
+        known = all(part.norms for part in parts)  # not with bad values
+        norms = add([part.norms for part in parts]) if known else ()
+        return Labelled(add([part.step for part in parts]), labels, norms)
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,8 @@ class LabelledStep:
         here = self.samples[(self.samples >= place.start) & (self.samples < place.stop)]
         labels = np.zeros((len(self.step.fixed), here.size), dtype=np.int64)
         if new is None:  # bad values, which the sums tell
-            return new, Labelled(sums, labels)
+            return new, Labelled(sums, labels, ())
         for found, W, short in zip(labels, new, self.step.fixed, strict=True):
             found[:] = labels_of(W[here - place.start], short)
-        return new, Labelled(sums, labels)
+        norms = tuple(np.stack([W.sum(axis=0, dtype=np.float64), np.diag(gram(W))]) for W in new)
+        return new, Labelled(sums, labels, norms)

@@ -53,13 +53,15 @@ class RandomRows:
 class ModelSums(NamedTuple):
     """One model's share of a pass: terms of the H half, penalty of the rows, squared residual.
 
-    ``held``: the error on entries that are held out.
+    ``held``: the error on entries that are held out. ``squares``: of the entries that the model
+    sees, where it does not see all.
     """
 
     terms: Terms | None
     penalty: float
     residual: float
     held: Held = Held()
+    squares: float | None = None
 
 
 class StepSums(NamedTuple):
@@ -88,6 +90,8 @@ class Step:
         are empty. None: all, in order.
     gains
         What rows of each model may leave to gain; None: nothing.
+    penalties
+        Of the rows of each model; None: ``penalty`` for all.
     start
         Where carried rows come from when there are none yet.
     move
@@ -104,6 +108,12 @@ class Step:
     residual: bool = False
     models: tuple[int, ...] | None = None
     gains: tuple[float, ...] | None = None
+    penalties: tuple[Penalty, ...] | None = None
+
+    @property
+    def prices(self) -> tuple[Penalty, ...]:
+        """The penalty of the rows of each model."""
+        return (self.penalty,) * len(self.fixed) if self.penalties is None else self.penalties
 
     @property
     def name(self) -> str:
@@ -115,14 +125,16 @@ class Step:
         inspection = inspect_slab(V, place) if self.inspect else None
         if inspection is not None and inspection.unfit(V.dtype):
             return rows, StepSums(inspection, ())
-        old = self._starting_rows(rows, place)
+        old = self.starting_rows(rows, place)
         if self.move:
-            new, terms = self.solver.visit(self.loss, V, old, self.fixed, self.penalty, self.gains)
+            new, terms = self.solver.visit(self.loss, V, old, self.fixed, self.prices, self.gains)
         else:
             new, terms = old, self.loss.share(V, self.fixed, old)
         models = tuple(
-            ModelSums(t, self.penalty.value(W), self._residual(V, W, Ht), held)
-            for t, W, Ht, held in zip(terms, new, self.fixed, self._held(V, new), strict=True)
+            ModelSums(t, price.value(W), self._residual(V, W, Ht), held)
+            for t, W, Ht, held, price in zip(
+                terms, new, self.fixed, self._held(V, new), self.prices, strict=True
+            )
         )
         return self._among_all(new), StepSums(inspection, models)
 
@@ -138,7 +150,8 @@ class Step:
             placed[number] = block
         return tuple(placed)
 
-    def _starting_rows(self, rows: Rows | None, place: Place) -> Rows:
+    def starting_rows(self, rows: Rows | None, place: Place) -> Rows:
+        """Rows to begin with: those that are carried, or the start's."""
         if rows is not None:
             return tuple(rows[number] for number in self._numbers())
         height = place.stop - place.start
@@ -225,90 +238,6 @@ class SolveRows:
             rows[live] = new
             live = live[change > self.tol * np.max(new, axis=1)]
         return rows
-
-
-class Taken(NamedTuple):
-    """Rows of V, slab by slab, dense or CSR."""
-
-    blocks: tuple[Slab, ...]
-
-    @staticmethod
-    def merge(parts: Sequence[Taken]) -> Taken:
-        """Put pieces together in the order of the slabs."""
-        return Taken(tuple(block for part in parts for block in part.blocks))
-
-
-@dataclass(frozen=True)
-class TakeRows:
-    """``share`` of the rows of a slab, chosen by a stream of numbers that belongs to the slab."""
-
-    share: float
-    seed: int
-    name: str = "nmf-sample"
-
-    def __call__(self, V: Slab, rows: Rows | None, place: Place) -> tuple[None, Taken]:
-        """Visit one slab."""
-        count = min(V.shape[0], int(np.ceil(self.share * V.shape[0])))
-        stream = random.generator(self.seed, "sample", 0, place.slab << 32)
-        chosen = np.sort(stream.choice(V.shape[0], count, replace=False))
-        return None, Taken((V[chosen],))
-
-
-class Drawn(NamedTuple):
-    """Rows of V with the keys by which they were drawn: the ``wanted`` largest keys stay."""
-
-    inspection: Inspection
-    wanted: int
-    keys: Float64
-    blocks: tuple[Slab, ...]
-
-    @staticmethod
-    def merge(parts: Sequence[Drawn]) -> Drawn:
-        """Keep the rows with the largest keys, in the order of the slabs."""
-        keys = np.concatenate([part.keys for part in parts])
-        wanted = parts[0].wanted
-        least = np.partition(keys, -wanted)[-wanted] if keys.size > wanted else -np.inf
-        blocks = []
-        for part in parts:
-            edges = np.cumsum([0, *(block.shape[0] for block in part.blocks)])
-            for start, block in zip(edges, part.blocks, strict=False):
-                kept = part.keys[start : start + block.shape[0]] >= least
-                blocks.append(block if kept.all() else block[np.flatnonzero(kept)])
-        inspection = add([part.inspection for part in parts])
-        return Drawn(inspection, wanted, keys[keys >= least], tuple(blocks))
-
-
-@dataclass(frozen=True)
-class DrawByNorm:
-    """``wanted`` rows of V, drawn without replacement with weights ||v||², while V is validated.
-
-    Row i gets the key log(u_i) / ||v_i||², u_i uniform by global row; the largest keys win. A slab
-    offers at most ``limit`` of its rows. ``root`` draws from the square roots of the entries.
-
-    P. S. Efraimidis, P. G. Spirakis: Weighted random sampling with a reservoir, Information
-    Processing Letters 97(5), 2006. The weights: A. Frieze, R. Kannan, S. Vempala: Fast Monte-Carlo
-    algorithms for finding low-rank approximations, J. ACM 51(6), 2004.
-    """
-
-    wanted: int
-    limit: int
-    seed: int
-    root: bool = False
-    name: str = "nmf-sample"
-
-    def __call__(self, V: Slab, rows: Rows | None, place: Place) -> tuple[None, Drawn]:
-        """Visit one slab."""
-        inspection = inspect_slab(V, place)
-        if inspection.unfit(V.dtype):
-            return None, Drawn(inspection, self.wanted, np.zeros(0), (V[:0],))
-        if self.root:
-            V = V.root() if isinstance(V, Observed) else np.sqrt(V)
-        weights = weighted.squared_norms(V)
-        uniform = random.uniform_rows(self.seed, "draw", 0, place.start, place.stop, 1)[:, 0]
-        used = np.flatnonzero(weights > 0.0)
-        keys = np.log(uniform[used]) / weights[used]
-        best = np.sort(np.argsort(-keys, kind="stable")[: self.limit])
-        return None, Drawn(inspection, self.wanted, keys[best], (V[used[best]],))
 
 
 class RangeSums(NamedTuple):

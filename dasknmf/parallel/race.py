@@ -59,7 +59,8 @@ class Candidate:
         for _ in range(iterations):
             solver = ALS(tol=1e-8, gain=accuracy * self.relative, warm=True)
             if isinstance(V, Observed):
-                (rows,), (terms,) = solver.visit(loss, V, (rows,), (ahead,), none, (solver.gain,))
+                gains = (solver.gain,)
+                (rows,), (terms,) = solver.visit(loss, V, (rows,), (ahead,), (none,), gains)
             else:
                 rows = solver.half_step(rows, loss.terms(V, [rows], [ahead])[0], none)
                 terms = loss.terms(V.T, [self.short], [rows])[0]

@@ -18,14 +18,15 @@ from dasknmf.numerics.errors import DataError, ParameterError
 from dasknmf.numerics.inspection import Inspection, Place, inspect_slab
 from dasknmf.numerics.kernels import Array, Slab, gram
 from dasknmf.numerics.losses import Loss
+from dasknmf.numerics.lots import Lot
 from dasknmf.numerics.memory import SAMPLE, SAMPLED
 from dasknmf.numerics.observed import stacked
 from dasknmf.numerics.penalties import Penalty
+from dasknmf.numerics.sampling import DrawByNorm, Int64, TakeRows
 from dasknmf.numerics.solvers import Solver
 from dasknmf.numerics.terms import Normal, add
 from dasknmf.numerics.weighted import squared_norms
 from dasknmf.numerics.work import (
-    DrawByNorm,
     Inspect,
     KeepHalves,
     MeasureHalves,
@@ -33,7 +34,6 @@ from dasknmf.numerics.work import (
     RandomRows,
     RangeFinder,
     Step,
-    TakeRows,
 )
 from dasknmf.parallel.executors import Carried, Executor
 from dasknmf.parallel.race import Candidate, count_candidates, run_race
@@ -141,44 +141,72 @@ def _sample(request: Request, executor: Executor, name: str) -> Start | None:
 
 
 def study_start(
-    request: Request, ranks: Sequence[int], executor: Executor, name: str
+    request: Request, lots: Sequence[Lot], executor: Executor, name: str
 ) -> tuple[Start, list[float]]:
-    """``request.n_init`` starts of every rank, rank by rank, and the squared error of each.
+    """``lot.many`` starts of every lot, lot by lot, and the squared error of each.
 
     All from one sample, for the largest rank, or random where there is none. They don't race: what
-    restarts agree on says something only where each went its own way. One start a rank is that of a
-    fit of this rank.
+    restarts agree on says something only where each went its own way. One start of a lot is that of
+    a fit of this rank. A lot with a fold has a start that has not seen the rows held out.
     """
-    many = request.n_init
-    sampled = _sampled(replace(request, n_components=max(ranks)), executor, name)
+    largest = max(lot.k for lot in lots)
+    sampled = _sampled(replace(request, n_components=largest), executor, name)
+    factors: list[Array] = []
+    errors: list[float] = []
     if sampled is None:
         start = _random(replace(request, n_components=1), executor, name)
-        columns, seed = executor.slabs.shape[1], request.seed
-        shorts = [
-            np.abs(random.normal_rows(seed, "columns", n, 0, columns, k)) * start.smallest[0]
-            / np.sqrt(k) for k in ranks for n in range(many)
-        ]  # fmt: skip
-        made = tuple(short.astype(executor.slabs.dtype) for short in shorts)
-        return replace(start, short=made), [start.relative] * len(made)
-    factors, errors = [], []
-    for k in ranks:
-        first = range(count_candidates(sampled.rows, executor.slabs.shape[0], k) + 1)
-        numbers = range(1, many + 1) if many > 1 else first
-        found = run_race(sampled.rows, k, request.seed, numbers, many)
-        found.sort(key=lambda candidate: candidate.number)
-        factors += [sampled.factor(candidate) for candidate in found]
-        errors += [candidate.relative for candidate in found]
+        for lot in lots:
+            factors += _random_factors(request, lot, executor, start.smallest[0])
+        return replace(start, short=tuple(factors)), [start.relative] * len(factors)
+    known: dict[Any, list[Candidate]] = {}
+    for lot in lots:
+        same = (lot.k, lot.many, None if lot.fold is None else (lot.fold.blocks, lot.fold.row))
+        rows = sampled.seen_by(lot)
+        if rows.shape[0] < lot.k:
+            scale = float(np.sqrt(inspect_slab(rows, Place(0, 0, 1)).mean(rows.shape)))
+            factors += _random_factors(request, lot, executor, scale or 1.0)
+            errors += [1e-2] * lot.many
+            continue
+        if same not in known:
+            first = range(count_candidates(rows, executor.slabs.shape[0], lot.k) + 1)
+            numbers = range(1, lot.many + 1) if lot.many > 1 else first
+            found = run_race(rows, lot.k, request.seed, numbers, lot.many)
+            known[same] = sorted(found, key=lambda candidate: candidate.number)
+        made = [sampled.factor(candidate) for candidate in known[same]]
+        factors += made if lot.fold is None else [lot.fold.masked(short) for short in made]
+        errors += [candidate.relative for candidate in known[same]]
     return Start(tuple(factors), inspection=sampled.inspection), errors
+
+
+def _random_factors(request: Request, lot: Lot, executor: Executor, scale: float) -> list[Array]:
+    """Random starts of a lot, of ``scale`` / sqrt(k)."""
+    made, columns = [], executor.slabs.shape[1]
+    for n in range(lot.many):
+        drawn = np.abs(random.normal_rows(request.seed, "columns", n, 0, columns, lot.k))
+        short = (drawn * scale / np.sqrt(lot.k)).astype(executor.slabs.dtype)
+        made.append(short if lot.fold is None else lot.fold.masked(short))
+    return made
 
 
 @dataclass(frozen=True)
 class _Sampled:
-    """Rows of V (their roots: ``root``), what was seen of V, and how many rows each stands for."""
+    """Rows of V (their roots: ``root``), what was seen of V, and how many rows each stands for.
+
+    ``names``: the global numbers of the rows.
+    """
 
     rows: Slab
+    names: Int64
     inspection: Inspection | None
     growth: float
     root: bool
+
+    def seen_by(self, lot: Lot) -> Slab:
+        """Those of the rows that a lot may see."""
+        if lot.fold is None:
+            return self.rows
+        groups = lot.fold.blocks.rows_of(self.names)
+        return self.rows[np.flatnonzero(groups != lot.fold.row)]
 
     def factor(self, candidate: Candidate) -> Array:
         """The short factor for V of a candidate that ran on these rows."""
@@ -209,25 +237,28 @@ def _sampled(request: Request, executor: Executor, name: str) -> _Sampled | None
         wanted = min(max(100 * k, 1000), SAMPLED[False], rows // 4, most)
     if wanted < 4 * k:
         return None
-    sample = None if slabs.sparse or root else _some_rows(wanted, request.seed, executor)
+    sample, names = None, np.zeros(0, np.int64)
+    if not (slabs.sparse or root):
+        sample, names = _some_rows(wanted, request.seed, executor)
     if sample is None or _uneven(sample):
         work = DrawByNorm(wanted, max(50, 4 * wanted // len(slabs)), request.seed, root)
         drawn = add([executor.run(work).sums])
         inspection = _checked(drawn.inspection, executor, name)
-        sample = stacked(drawn.blocks)
+        sample, names = stacked(drawn.blocks), drawn.names
     if sample.shape[0] < 4 * k or inspect_slab(sample, Place(0, 0, 1)).unfit(slabs.dtype):
         return None  # the first pass will say how many bad values there are, and where
-    return _Sampled(sample, inspection, rows / sample.shape[0], root)
+    return _Sampled(sample, names, inspection, rows / sample.shape[0], root)
 
 
-def _some_rows(wanted: int, seed: int, executor: Executor) -> Slab:
-    """Rows with equal chances, from as little of V as can be read for them."""
+def _some_rows(wanted: int, seed: int, executor: Executor) -> tuple[Slab, Int64]:
+    """Rows with equal chances, and their numbers, from as little of V as can be read for them."""
     slabs = executor.slabs
     only = range(len(slabs)) if slabs.graph is None else _some_slabs(len(slabs), seed)
     reached = sum(slabs.edges[i + 1] - slabs.edges[i] for i in only)
     share = Fraction(wanted, slabs.shape[0]) if slabs.graph is None else None
     work = TakeRows(wanted / reached, seed)
-    return stacked(executor.run(work, only=only, share=share).sums.blocks)
+    taken = executor.run(work, only=only, share=share).sums
+    return stacked(taken.blocks), taken.names
 
 
 def _uneven(sample: Slab) -> bool:

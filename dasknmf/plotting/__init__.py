@@ -18,7 +18,7 @@ from dasknmf.plotting.components import (
     shares,
 )
 from dasknmf.plotting.loss import plot_loss
-from dasknmf.plotting.study import plot_consensus, plot_ranks
+from dasknmf.plotting.study import plot_consensus, plot_path, plot_ranks
 
 __all__ = [
     "plot_components",
@@ -27,6 +27,7 @@ __all__ = [
     "plot_images",
     "plot_loss",
     "plot_maps",
+    "plot_path",
     "plot_ranks",
     "plot_residuals",
     "plot_top_features",

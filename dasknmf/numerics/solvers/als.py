@@ -21,8 +21,7 @@ from dasknmf.numerics import kernels, weighted
 from dasknmf.numerics.kernels import Array, Slab
 from dasknmf.numerics.losses import Loss
 from dasknmf.numerics.observed import Observed
-from dasknmf.numerics.penalties import Penalty
-from dasknmf.numerics.solvers.base import Gains, Rows, Solver
+from dasknmf.numerics.solvers.base import Gains, Prices, Rows, Solver
 from dasknmf.numerics.terms import Each, Normal, Terms
 
 
@@ -54,18 +53,29 @@ class ALS(Solver):
         """Stop where less than ``gain`` is left."""
         return replace(self, gain=gain, warm=warm)
 
+    def rows(
+        self, loss: Loss, V: Slab, old: Rows, fixed: Rows, prices: Prices, gains: Gains = None
+    ) -> Rows:
+        """As ever; where not every entry counts the same, tile by tile."""
+        if not isinstance(V, Observed):
+            return super().rows(loss, V, old, fixed, prices, gains)
+        rules = self._rules(prices, gains)
+        return tuple(weighted.least_squares(V, fixed, rules, share=False)[0])
+
     def visit(
-        self, loss: Loss, V: Slab, old: Rows, fixed: Rows, penalty: Penalty, gains: Gains = None
+        self, loss: Loss, V: Slab, old: Rows, fixed: Rows, prices: Prices, gains: Gains = None
     ) -> tuple[Rows, list[Terms]]:
         """As ever; where not every entry counts the same, tile by tile."""
         if not isinstance(V, Observed):
-            return super().visit(loss, V, old, fixed, penalty, gains)
-        rules = [
-            weighted.Solve(self.tol, gain, penalty.l1, penalty.l2)
-            for gain in gains or (0.0,) * len(fixed)
-        ]
-        rows, terms = weighted.least_squares(V, fixed, rules)
+            return super().visit(loss, V, old, fixed, prices, gains)
+        rows, terms = weighted.least_squares(V, fixed, self._rules(prices, gains))
         return tuple(rows), list(terms)
+
+    def _rules(self, prices: Prices, gains: Gains) -> list[weighted.Solve]:
+        return [
+            weighted.Solve(self.tol, gain, price.l1, price.l2)
+            for price, gain in zip(prices, gains or (0.0,) * len(prices), strict=True)
+        ]
 
     def update(self, F: Array, terms: Terms) -> Array:
         """Solve every row; the old ``F`` gives only shape and dtype unless ``warm``."""

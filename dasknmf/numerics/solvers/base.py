@@ -12,6 +12,7 @@ from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.terms import Normal, Split, Terms
 
 Rows = tuple[Array, ...]  # one block for each model of the ensemble
+Prices = tuple[Penalty, ...]  # of the rows of each model
 Gains = tuple[float, ...] | None
 
 
@@ -75,18 +76,27 @@ class Solver(ABC):
         """A solver whose steps can't raise the objective."""
         return self
 
+    def rows(
+        self, loss: Loss, V: Slab, old: Rows, fixed: Rows, prices: Prices, gains: Gains = None
+    ) -> Rows:
+        """New rows of a slab for every model: the first half of :meth:`visit`."""
+        terms = loss.terms(V, old, fixed)
+        return tuple(
+            self.loosened(gain).half_step(F, t, price)
+            for F, t, price, gain in zip(
+                old, terms, prices, gains or (0.0,) * len(old), strict=True
+            )
+        )
+
     def visit(
-        self, loss: Loss, V: Slab, old: Rows, fixed: Rows, penalty: Penalty, gains: Gains = None
+        self, loss: Loss, V: Slab, old: Rows, fixed: Rows, prices: Prices, gains: Gains = None
     ) -> tuple[Rows, list[Terms]]:
         """New rows of a slab for every model, and their terms of the other half.
 
-        ``gains``: what rows of each model may leave to gain (:meth:`loosened`); None: nothing.
+        ``prices``: the penalty of each model's rows. ``gains``: what rows of each model may leave
+        to gain (:meth:`loosened`); None: nothing.
         """
-        terms = loss.terms(V, old, fixed)
-        new = tuple(
-            self.loosened(gain).half_step(F, t, penalty)
-            for F, t, gain in zip(old, terms, gains or (0.0,) * len(old), strict=True)
-        )
+        new = self.rows(loss, V, old, fixed, prices, gains)
         return new, loss.terms(V.T, fixed, new)
 
     def check(self, loss: Loss) -> None:

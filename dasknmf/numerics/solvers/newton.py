@@ -27,7 +27,7 @@ from dasknmf.numerics.kernels import Array, Slab
 from dasknmf.numerics.losses import BetaDivergence, Loss
 from dasknmf.numerics.observed import Observed
 from dasknmf.numerics.penalties import Penalty
-from dasknmf.numerics.solvers.base import Gains, Rows, Solver
+from dasknmf.numerics.solvers.base import Gains, Prices, Rows, Solver
 from dasknmf.numerics.terms import Columns, Split, Terms
 
 SOFT_READS = 3.0  # of a fit that begins from nothing
@@ -95,10 +95,10 @@ class Newton(Solver):
             )
 
     def visit(
-        self, loss: Loss, V: Slab, old: Rows, fixed: Rows, penalty: Penalty, gains: Gains = None
+        self, loss: Loss, V: Slab, old: Rows, fixed: Rows, prices: Prices, gains: Gains = None
     ) -> tuple[Rows, list[Terms]]:
         """Rows and terms in one walk over the entries; the old rows are not looked at."""
-        solved = [self._visit(V, Ht, penalty) for Ht in fixed]
+        solved = [self._visit(V, Ht, price) for Ht, price in zip(fixed, prices, strict=True)]
         return tuple(rows for rows, _ in solved), [terms for _, terms in solved]
 
     def _visit(self, V: Slab, Ht: Array, penalty: Penalty) -> tuple[Array, Terms]:
