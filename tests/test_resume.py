@@ -147,16 +147,17 @@ def test_other_numbers_of_workers_give_the_same_bits(rng, tmp_path, cluster, mon
 
 def test_another_matrix_is_refused_by_place(rng, tmp_path, monkeypatch, many_slabs):
     V = planted(rng, 640, 20, K)
+    model = NMF(K, checkpoint=tmp_path / "run", random_state=0, tol=0, max_iter=3)
     interrupts = Interrupts(monkeypatch)
     interrupts.next(4)
     with pytest.raises(StoppedError):
-        NMF(K, checkpoint=tmp_path / "run", random_state=0, tol=0).fit(V)
+        model.fit(V)
     before = read_newest(open_objects(tmp_path / "run"))
     interrupts.next(0)
     changed = V.copy()
     changed[333, 7] += 1e-9
     with pytest.raises(ProblemMismatchError, match=r"X has changed.*slab \d+ \(rows"):
-        NMF(K, checkpoint=tmp_path / "run", random_state=0, tol=0).fit(changed)
+        model.fit(changed)
     after = read_newest(open_objects(tmp_path / "run"))
     assert after.entries == before.entries
 
