@@ -136,6 +136,11 @@ def _fit_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--holdout", type=float, default=0.0, help="Share of entries hidden from the fit.")
 @click.option("--weights", metavar="PATH", help="Matrix of MATRIX's shape: how much entries count.")
+@click.option(
+    "--compress/--no-compress",
+    default=None,
+    help="Passes on compressed rows between two reads (default: where that pays).",
+)
 @click.option("--overwrite", is_flag=True, help="Replace what is at the output path.")
 @click.option("-q", "--quiet", is_flag=True, help="Warnings and errors only.")
 @cli_run.run_options
@@ -150,6 +155,7 @@ def fit(
     quiet: bool,
     alpha_H: float | None,
     waves: int | None,
+    compress: bool | None,
     cluster: dict[str, Any],
     **parameters: Any,
 ) -> None:
@@ -163,6 +169,7 @@ def fit(
         **parameters,
         alpha_H="same" if alpha_H is None else alpha_H,
         waves=waves or "auto",
+        compress="auto" if compress is None else compress,
         verbose=int(not quiet),
     )
     with connected(cluster, quiet) as client:

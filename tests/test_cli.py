@@ -353,3 +353,11 @@ def test_every_field_of_the_record_is_json(data):
     record = models.read(data / "m.zarr")
     fields = [record.parameters, record.fitted, record.provenance]
     assert json.loads(json.dumps(fields, allow_nan=False)) == fields
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"), [((), "auto"), (("--compress",), True), (("--no-compress",), False)]
+)
+def test_compression_is_chosen_asked_for_or_forbidden(data, tmp_path, option, expected):
+    run("fit", data / "x.zarr", "-o", tmp_path / "m.zarr", *OPTIONS, *option)
+    assert dasknmf.load(tmp_path / "m.zarr").compress == expected

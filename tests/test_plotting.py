@@ -17,7 +17,7 @@ import zarr  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import dasknmf  # noqa: E402
-from dasknmf import plotting  # noqa: E402
+from dasknmf import ParameterError, plotting  # noqa: E402
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "indian_pines.py"
 
@@ -320,3 +320,9 @@ def test_the_example_s_floor_is_the_error_of_the_truncated_svd(example, rng):
     values = np.linalg.svd(X.astype(float), compute_uv=False)
     expected = np.sqrt((values[4:] ** 2).sum() / (values**2).sum())
     np.testing.assert_allclose(example.svd_error(X, 4), expected, rtol=1e-6)
+
+
+def test_the_history_of_a_run_that_has_just_begun_is_refused_with_what_to_do():
+    empty = {name: np.empty(0) for name in ("reads", "loss", "relative_error")}
+    with pytest.raises(ParameterError, match="no pass yet"):
+        plotting.plot_loss(empty)

@@ -36,9 +36,16 @@ def plot_loss(
     Returns
     -------
     ax : matplotlib axes
+
+    Raises
+    ------
+    ParameterError
+        ``x`` is none of these, or the history has no pass yet.
     """
     if x not in AXES:
         raise ParameterError(f"x={x!r}; expected one of {', '.join(map(repr, AXES))}.")
+    if not len(history["loss"]):
+        raise ParameterError("the history has no pass yet; draw it after the first.")
     ax = new_axes() if ax is None else ax
     error = np.asarray(history["relative_error"])
     known = bool(np.isfinite(error).all())
