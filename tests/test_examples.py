@@ -129,6 +129,12 @@ def until(true):
         pass
 
 
+def ended(run):
+    with suppress(dasknmf.StoreError):
+        return dasknmf.load(run).outcome_ is not dasknmf.Outcome.UNFINISHED
+    return False
+
+
 def committed(run):
     with suppress(dasknmf.StoreError):
         return dasknmf.load(run).n_iter_
@@ -155,7 +161,7 @@ def test_a_fit_outlives_the_worker_that_leads_it(tmp_path):
         ]
         assert dasknmf.load(run).outcome_ is dasknmf.Outcome.UNFINISHED
         os.kill(pids[leader], signal.SIGKILL)
-        until(lambda: committed(run) == 20)
+        until(lambda: ended(run))
     found = dasknmf.load(run).components_
     np.testing.assert_array_equal(found, undisturbed(tmp_path / "cube.zarr", 20))
 
