@@ -25,7 +25,7 @@ from dasknmf.numerics.stopping import BRAKE, extrapolated
 from dasknmf.numerics.weighted import squared_norms
 from dasknmf.parallel.blas import ensure_one_thread
 
-CANDIDATES = 4  # random starts where they are cheap against a pass; six found no lower errors
+CANDIDATES = 4  # random starts where they are cheap against a pass
 FEWEST = 3
 FIRST_ROWS = 300  # of the sample, on which all of them run
 SECOND = 1  # random candidates that see the whole sample, beside the one of the singular vectors

@@ -13,13 +13,13 @@ R. Bro, S. de Jong: A fast non-negativity-constrained least squares algorithm, J
 
 import numpy as np
 
+from dasknmf.numerics.kernels.active import DEPENDENT
 from dasknmf.numerics.kernels.compiling import CONTRACT, entry, helper
 
 TILE = 64  # rows that march in step: many vector registers, so that loops over lanes pay
 
 ROUND = 4  # sweeps between two packings of the rows that still move
 ROUNDING = 1e-15
-DEPENDENT = 1e-12  # of a column's squared norm: what others leave of it is rounding
 PATIENCE = 12  # sweeps that cost less than the rounds of the active set that they save
 
 
