@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import distribution
 
+import dask
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -86,6 +87,13 @@ def client(cluster):
 
     with Client(cluster) as active:
         yield active
+
+
+@pytest.fixture
+def one_thread():
+    """Slabs one after the other: threads that take turns at tiny slabs need three times as long."""
+    with dask.config.set(scheduler="synchronous"):
+        yield
 
 
 @pytest.fixture

@@ -73,6 +73,13 @@ def sources(store, kind):
 
 KINDS = ["zarr", "numpy", "wide", "csr"]
 SOLVERS = [("als", 2.0), ("hals", 2.0), ("mu", 1.0), ("newton", 1.0)]
+# Rows that are solved anew and rows that are carried; the others run the same tasks.
+MOST_DIFFERENT = [
+    ("als", 2.0),
+    ("mu", 1.0),
+    pytest.param("hals", 2.0, marks=pytest.mark.slow),
+    pytest.param("newton", 1.0, marks=pytest.mark.slow),
+]
 
 
 def assert_same_bits(store, client, expected):
@@ -88,13 +95,13 @@ def test_same_bits_on_threads_and_any_workers(store):
             (kind, *solver): run(sources(store, kind), *solver, passes=3)[:2]
             for kind in KINDS
             for solver in SOLVERS
-            if solver[0] == "als" or kind in ("zarr", "csr")
+            if solver[0] == "als" or kind == ("csr" if solver[0] == "mu" else "zarr")
         }
     assert_same_bits(store, None, expected)
     with LocalCluster(
         n_workers=4, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
     ) as cluster:
-        for workers in (4, 2, 1):
+        for workers in (4, 1):
             cluster.scale(workers)
             with Client(cluster) as client:
                 client.wait_for_workers(workers)
@@ -123,7 +130,7 @@ def test_the_active_client_is_used_and_none_is_kept(store, client):
     assert not any(isinstance(value, Client) for value in vars(model).values())
 
 
-@pytest.mark.parametrize(("name", "beta"), SOLVERS)
+@pytest.mark.parametrize(("name", "beta"), MOST_DIFFERENT)
 def test_scheduler_tasks_stay_flat_over_50_passes(store, client, name, beta):
     counts = []
     with warnings.catch_warnings():
@@ -156,7 +163,10 @@ def test_nothing_is_left_on_the_cluster_after_a_fit(store, client):
     assert not left()
 
 
-@pytest.mark.parametrize(("name", "beta"), SOLVERS[:3])
+@pytest.mark.parametrize(
+    ("name", "beta"),
+    [("mu", 1.0), *[pytest.param(*pair, marks=pytest.mark.faults) for pair in SOLVERS[:2]]],
+)
 def test_a_killed_worker_changes_nothing_in_the_result(store, name, beta, caplog):
     expected = run(sources(store, "zarr"), name, beta)[:2]
     killed = []

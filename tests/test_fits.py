@@ -1,6 +1,7 @@
 """Whole fits of every (loss, solver) pair: descent, optimality, and one result for every layout."""
 
 import threading
+from functools import lru_cache
 
 import dask.array as da
 import numpy as np
@@ -15,7 +16,10 @@ from dasknmf import NMF, Outcome
 from dasknmf.numerics.losses import make_loss
 from dasknmf.numerics.penalties import make_penalties
 
-pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 PENALTIES = [{}, {"alpha_W": 0.05, "l1_ratio": 1.0}, {"alpha_W": 0.02, "alpha_H": 0.05}]
 
@@ -81,7 +85,11 @@ def test_kkt_conditions_hold_at_convergence(name, beta, passes, penalty, rng):
 
 # Multiplicative steps are slow for beta > 2, where their exponent is below one: one component.
 @pytest.mark.parametrize(
-    ("beta", "k"), [(2.0, 1), (2.0, 2), (1.5, 2), (3.0, 1), (0.5, 2), (0.0, 2), (-1.0, 2)]
+    ("beta", "k"),
+    [
+        *[(2.0, 1), (1.5, 2), (3.0, 1), (0.0, 2)],
+        *[pytest.param(beta, 2, marks=pytest.mark.slow) for beta in (2.0, 0.5, -1.0)],
+    ],
 )
 def test_kkt_conditions_hold_at_convergence_of_mu_for_any_beta(beta, k, rng):
     assert_kkt("mu", beta, 4000 if k == 2 else 300, {}, rng, k)
@@ -115,18 +123,22 @@ LAYOUTS = {
 }
 
 
+@lru_cache
+def plain(name, beta, dtype):
+    """A matrix and its fit as one array. Waves are groups of slabs: other slabs are other waves."""
+    X = sparse_counts(np.random.default_rng(20261121), density=0.7).toarray().astype(dtype)
+    X += beta <= 0
+    return X, fitted(X, name, beta, passes=3, waves=1)[0]
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("name", "beta"), PAIRS)
-def test_one_result_for_every_layout(name, beta, layout, dtype, rng, many_slabs):
-    X = sparse_counts(rng, density=0.7).toarray().astype(dtype)
-    if beta <= 0:
-        if layout.startswith("cs"):
-            pytest.skip("beta <= 0 is infinite at the zeros of a sparse matrix")
-        X += 1
-    # waves are groups of slabs: other slabs are other waves
-    expected, _ = fitted(X, name, beta, passes=5, waves=1)
-    found, W = fitted(LAYOUTS[layout](X), name, beta, passes=5, waves=1)
+def test_one_result_for_every_layout(name, beta, layout, dtype, many_slabs):
+    if beta <= 0 and layout.startswith("cs"):
+        pytest.skip("beta <= 0 is infinite at the zeros of a sparse matrix")
+    X, expected = plain(name, beta, dtype)
+    found, W = fitted(LAYOUTS[layout](X), name, beta, passes=3, waves=1)
     H = found.components_
     assert W.dtype == H.dtype == dtype
     tolerance = 1e-10 if dtype == np.float64 else 1e-5
@@ -138,7 +150,7 @@ def test_one_result_for_every_layout(name, beta, layout, dtype, rng, many_slabs)
     else:
         assert np.abs(H - expected.components_).max() <= tolerance * size
     errors = [m.history_["objective"] for m in (found, expected)]
-    np.testing.assert_allclose(errors[0][:5], errors[1][:5], rtol=tolerance)
+    np.testing.assert_allclose(errors[0][:3], errors[1][:3], rtol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])

@@ -28,7 +28,7 @@ def credentials(moto, monkeypatch):  # noqa: F811
         monkeypatch.setenv(name, value)
 
 
-@pytest.mark.parametrize("kind", ["als", "mu"])
+@pytest.mark.parametrize("kind", ["als", pytest.param("mu", marks=pytest.mark.faults)])
 def test_a_fit_stopped_and_resumed_on_s3_by_workers_and_threads(kind, credentials, monkeypatch):
     from distributed import Client, LocalCluster
 

@@ -27,6 +27,8 @@ def _compile(
         error_model="numpy",
         cache=cache,
         forceinline=forceinline,
+        no_cpython_wrapper=forceinline,
+        no_cfunc_wrapper=True,
         fastmath=set(fastmath) or False,
     )(function)
 
