@@ -57,7 +57,11 @@ if __name__ == "__main__":
     main()
 """
 
-COMMAND = "from dasknmf.cli import main; main()"
+# What a shell starts in the background ignores SIGINT, and so would what it starts.
+COMMAND = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from dasknmf.cli import main; main()"
+)
 KINDS = {
     "als": {"init": "random"},
     "newton": {"beta_loss": "kullback-leibler", "init": "random"},
