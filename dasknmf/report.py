@@ -35,7 +35,7 @@ h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.25rem; margin: 2.
 .when, figcaption, caption { color: #595959; font-size: .9rem; }
 nav a { margin-right: 1.1rem; } a { color: #0060a0; }
 table { border-collapse: collapse; margin: .8rem 0; font-size: .92rem; }
-caption { caption-side: top; text-align: left; padding-bottom: .3rem; }
+caption { caption-side: top; text-align: left; padding-bottom: .3rem; white-space: nowrap; }
 th, td { padding: .22rem .8rem .22rem 0; text-align: left; vertical-align: top;
   overflow-wrap: anywhere; }
 thead ~ tbody td:last-child:not(.number) { min-width: 15rem; }

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dasknmf import plotting
-from dasknmf.numerics.choosing import NEAR, STABLE
+from dasknmf.numerics.choosing import NEAR, SHARED, STABLE
 from dasknmf.report import Block, Picture, Section, Table, Text, environment, write_report
 from dasknmf.report_fit import repeat
 
@@ -56,11 +56,12 @@ def _choice(study: Any) -> list[Block]:
         "fingerprint of the data": study.fingerprint_,
     }
     rule = (
-        f"Every restart of every rank was fitted to the same data, {_hidden(study)}. A "
-        f"rank is stable where its components have a mean silhouette of at least {STABLE}. Of the "
-        "stable ranks the smallest is taken whose hold-out error is within "
-        f"{100 * NEAR:g} % of the way down from the largest to the smallest error. No rule knows "
-        "what the components are for: look at the runner-up, too."
+        f"Every restart of every rank was fitted to the same data, {_hidden(study)}. Of the ranks "
+        f"with a hold-out error at most {100 * NEAR:g} % above the least, the one is chosen whose "
+        "components come back most alike in all restarts (largest mean silhouette). Ranks whose "
+        f"mean silhouette is below {SHARED} are left out while there are others; without hidden "
+        f"entries it is the largest rank with one of at least {STABLE}. No rule knows what the "
+        "components are for: look at the runner-up, too."
     )
     return [Text(rule), Table.of_pairs(facts)]
 

@@ -166,7 +166,10 @@ def test_the_rule_takes_the_smallest_of_equals_among_the_stable():
     assert choose(ranks, errors, np.array([1, 1, 1, 0.2]))[:2] == (3, 4)
     assert choose(ranks, errors, np.full(4, nan))[:2] == (5, 3)
     assert choose(ranks, np.full(4, nan), np.array([1, 0.95, 0.9, 0.2]))[:2] == (4, 3)
-    assert choose(ranks, errors, np.full(4, 0.1)).rank == 5
+    largest = choose(ranks, errors, np.full(4, 0.1))
+    assert largest.rank == 5
+    assert largest.rule.endswith("; no larger rank was tried, which might do better")
+    assert "larger" not in choose(ranks, errors, np.array([1, 1, 1, 0.2])).rule
     alone = choose(ranks[:1], errors[:1], np.array([nan]))
     assert alone[:2] == (2, None)
     assert "no ground" in choose(ranks, np.full(4, nan), np.full(4, nan)).rule

@@ -13,7 +13,8 @@ held out, the largest whose silhouette is at least ``STABLE`` (Alexandrov 2013).
 true rank has silhouettes of 0.9 to 1.0 (0.7 where noise is as large as half of the signal), and
 larger ones 0.2 to 0.9.
 
-The runner-up is what the same rule chooses among the other ranks.
+The runner-up is what the same rule chooses among the other ranks. A choice that is the largest rank
+tried says so: the least error may lie beyond.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def choose(ranks: Array, holdout: Float64, silhouette: Float64) -> Choice:
     if others.any():
         second, _ = _choose(ranks[others], holdout[others], silhouette[others])
         why += f"; runner-up {second}"
+        if chosen == ranks.max() and np.isfinite(holdout).any():
+            why += "; no larger rank was tried, which might do better"
     return Choice(chosen, second, f"rank {chosen}: {why}")
 
 

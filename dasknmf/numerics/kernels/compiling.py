@@ -22,15 +22,17 @@ REGROUP = frozenset({"reassoc", "contract", "nsz"})
 def _compile(
     function: Callable[..., Any], *, cache: bool, forceinline: bool, fastmath: frozenset[str]
 ) -> Any:
-    return njit(
-        nogil=True,
-        error_model="numpy",
-        cache=cache,
-        forceinline=forceinline,
-        no_cpython_wrapper=forceinline,
-        no_cfunc_wrapper=True,
-        fastmath=set(fastmath) or False,
-    )(function)
+    options: dict[str, Any] = {
+        "nogil": True,
+        "error_model": "numpy",
+        "cache": cache,
+        "forceinline": forceinline,
+        "fastmath": set(fastmath) or False,
+        # Ways in from Python and C that nobody takes: a fifth of the time of compilation.
+        "no_cpython_wrapper": forceinline,
+        "no_cfunc_wrapper": True,
+    }
+    return njit(**options)(function)
 
 
 def entry(fastmath: frozenset[str] = frozenset()) -> Any:
