@@ -158,12 +158,15 @@ def told_to_stop(stored, run, out, number, seed):
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         there = [int(c.stem) for c in (run / "commits").glob("*.json")]
         target = max(there, default=0) + random.Random(seed).randint(2, 8)
-        while process.poll() is None:
-            if any(int(c.stem) >= target for c in (run / "commits").glob("*.json")):
-                process.send_signal(number)
-                break
-            time.sleep(0.005)
-        _, errors = process.communicate(timeout=100)
+        try:
+            while process.poll() is None:
+                if any(int(c.stem) >= target for c in (run / "commits").glob("*.json")):
+                    process.send_signal(number)
+                    break
+                time.sleep(0.005)
+            _, errors = process.communicate(timeout=100)
+        finally:
+            process.kill()  # where it did not hear
         return process.returncode, errors
 
 
