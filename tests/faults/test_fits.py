@@ -15,6 +15,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import zarr
 
 import dasknmf
 from dasknmf import NMF
@@ -206,7 +207,7 @@ def hash_of(kind, where, resident, tmp_path):
     if not sp.issparse(X):
         path = str(tmp_path / "V.zarr")
         if not os.path.exists(path):
-            dasknmf.save_matrix(X, path)
+            zarr.create_array(path, data=X.compute(), chunks=(100, X.shape[1]))  # X's chunks
         X = dasknmf.open_matrix(path)
     model = NMF(**parameters)
     if where == 0:
