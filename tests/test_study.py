@@ -159,11 +159,11 @@ def test_solvers_that_carry_rows_and_ranks_not_studied_are_refused(X, study):
         study.model(9)
 
 
-def test_the_rule_takes_the_smallest_of_equals_among_the_stable():
+def test_the_rule_takes_what_foresees_best_among_the_stable():
     nan = np.nan
     ranks = np.array([2, 3, 4, 5])
     errors = np.array([9.0, 1.0, 0.99, 0.5])
-    assert choose(ranks, errors, np.array([1, 1, 1, 0.2]))[:2] == (3, 4)
+    assert choose(ranks, errors, np.array([1, 1, 1, 0.2]))[:2] == (4, 3)
     assert choose(ranks, errors, np.full(4, nan))[:2] == (5, 3)
     assert choose(ranks, np.full(4, nan), np.array([1, 0.95, 0.9, 0.2]))[:2] == (4, 3)
     largest = choose(ranks, errors, np.full(4, 0.1))
@@ -178,7 +178,8 @@ def test_the_rule_takes_the_smallest_of_equals_among_the_stable():
 def test_of_ranks_that_foresee_alike_the_most_stable_is_chosen():
     ranks, errors = np.array([9, 10, 11, 12]), np.array([1.01, 1.0, 1.02, 1.2])
     assert choose(ranks, errors, np.array([0.87, 0.95, 0.8, 0.99]))[:2] == (10, 9)
-    assert choose(ranks, errors, np.array([0.94, 0.95, 0.8, 0.99])).rank == 9
+    assert choose(ranks, errors, np.array([0.96, 0.95, 0.8, 0.99])).rank == 10
+    assert choose(ranks, errors, np.array([1.0, 0.95, 0.8, 0.99])).rank == 9
     assert choose(ranks, errors, np.array([0.6, np.nan, 0.8, 0.99])).rank == 11
     down = np.array([9.0, 1.04, 1.0, 1.02])  # the second step is 0.5 % of the way
     assert choose(ranks, down, np.array([1.0, 0.99, 0.93, 0.5])).rank == 10

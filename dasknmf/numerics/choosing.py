@@ -4,8 +4,8 @@ Too few components, or too many, foresee hidden entries worse; but where noise i
 too many costs next to nothing, and where it is high one too few does. So the hold-out error makes a
 short list, and stability decides: of the ranks whose error is above the least by at most ``NEAR``
 of that, or by ``SMALL`` of the way down to it (from the largest error of smaller ranks), the one
-whose components come back best (largest mean silhouette; of those within ``ALIKE`` of it, the
-smallest rank). Ranks of which restarts share less than half (a mean silhouette under ``SHARED``)
+whose components come back best (largest mean silhouette; of those within ``ALIKE`` of it, the one
+with the least error). Ranks of which restarts share less than half (a mean silhouette under ``SHARED``)
 are left out while there are others.
 
 Where nothing is known of stability, the smallest rank of the short list is taken; where nothing was
@@ -28,7 +28,7 @@ from dasknmf.numerics.kernels import Array, Float64
 
 STABLE = 0.9  # mean silhouette; 1: all restarts alike
 SHARED = 0.5
-ALIKE = 0.02  # of silhouettes: no difference
+ALIKE = 0.04  # of silhouettes: no difference
 NEAR = 0.03  # of the least hold-out error: about what a few thousand hidden entries can tell
 SMALL = 0.005  # of the way down: what explains less is no component, such as the mean of noise
 
@@ -105,4 +105,5 @@ def _foreseeing(ranks: Array, holdout: Float64, agreed: Float64, known: bool) ->
             f"the smallest with {listed}, none being stable (no mean silhouette reaches {SHARED})"
         )
     alike = near[agreed[near] >= np.nanmax(agreed[near]) - ALIKE]
-    return int(ranks[alike[0]]), f"the most stable (mean silhouette) of those with {listed}"
+    chosen = int(ranks[alike[errors[alike].argmin()]])
+    return chosen, f"the most stable (mean silhouette) of those with {listed}"
