@@ -5,8 +5,8 @@ too many costs next to nothing, and where it is high one too few does. So the ho
 short list, and stability decides: of the ranks whose error is above the least by at most ``NEAR``
 of that, or by ``SMALL`` of the way down to it (from the largest error of smaller ranks), the one
 whose components come back best (largest mean silhouette; of those within ``ALIKE`` of it, the one
-with the least error). Ranks of which restarts share less than half (a mean silhouette under ``SHARED``)
-are left out while there are others.
+with the least error). Ranks of which restarts share less than half (a mean silhouette under
+``SHARED``) are left out while there are others.
 
 Where nothing is known of stability, the smallest rank of the short list is taken; where nothing was
 held out, the largest whose silhouette is at least ``STABLE`` (Alexandrov 2013). Where planted, the
