@@ -24,7 +24,7 @@ from distributed.utils import get_mp_context
 from dasknmf import NMF, ClusterError
 from dasknmf.parallel import cluster as clusters
 
-pytestmark = [pytest.mark.usefixtures("twelve_slabs"), pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.usefixtures("twelve_slabs"), pytest.mark.timeout(120)]
 
 PRELOAD = ["distributed", "distributed.nanny", "dasknmf.estimator", "numba", "dask.array"] + [
     f"dasknmf.numerics.kernels.{name}" for name in ("columns", "compiled", "kl", "nnls")
