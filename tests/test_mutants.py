@@ -257,6 +257,7 @@ def server():
     changed = {"NUMBA_DISABLE_JIT": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     kept = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
+    forkserver._forkserver._stop()  # another test's, which may have imported the package
     try:
         forkserver.ensure_running()
         yield context

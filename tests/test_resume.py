@@ -303,7 +303,7 @@ def test_failed_commits_are_warned_of_and_then_end_the_fit(rng, tmp_path, monkey
 
     monkeypatch.setattr(Run, "commit", fails)
     parameters = {"random_state": 0, "tol": 0, "max_iter": 8, "init": "random"}
-    failing[:] = [1] * 2
+    failing[:] = [1]  # a slow disk leaves time for two commits, the first and the last
     with pytest.warns(dasknmf.StoreWarning, match="a commit failed, and the fit goes on"):
         model = NMF(K, checkpoint=run, **parameters).fit(X)
     np.testing.assert_array_equal(dasknmf.load(run).components_, model.components_)
