@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dasknmf import plotting
-from dasknmf.numerics.choosing import ALIKE, NEAR, SHARED, STABLE
+from dasknmf.numerics.choosing import ALIKE, NEAR, SHARED, SMALL, STABLE
 from dasknmf.report import Block, Picture, Section, Table, Text, environment, write_report
 from dasknmf.report_fit import repeat
 
@@ -57,7 +57,9 @@ def _choice(study: Any) -> list[Block]:
     }
     rule = (
         f"Every restart of every rank was fitted to the same data, {_hidden(study)}. Of the ranks "
-        f"with a hold-out error at most {100 * NEAR:g} % above the least, the one is chosen whose "
+        f"with a hold-out error at most {100 * NEAR:g} % above the least, or "
+        f"{100 * SMALL:g} % of the way down to it from the largest error of smaller ranks, the one "
+        "is chosen whose "
         "components come back most alike in all restarts (largest mean silhouette; within "
         f"{ALIKE} of it, the one with the least hold-out error). Ranks whose "
         f"mean silhouette is below {SHARED} are left out while there are others; without hidden "

@@ -91,7 +91,7 @@ def client(cluster):
 
 @pytest.fixture
 def one_thread():
-    """Slabs one after the other: threads that take turns at tiny slabs need three times as long."""
+    """Slabs one after the other: threads that take turns at tiny slabs are slower."""
     with dask.config.set(scheduler="synchronous"):
         yield
 

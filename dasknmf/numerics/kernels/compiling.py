@@ -28,7 +28,7 @@ def _compile(
         "cache": cache,
         "forceinline": forceinline,
         "fastmath": set(fastmath) or False,
-        # Ways in from Python and C that nobody takes: a fifth of the time of compilation.
+        # Ways in from Python and C that nobody takes would be compiled, too.
         "no_cpython_wrapper": forceinline,
         "no_cfunc_wrapper": True,
     }
