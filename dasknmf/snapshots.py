@@ -26,6 +26,7 @@ from dasknmf.storage.manifests import Commit
 from dasknmf.storage.rows import RowReader
 
 ALONE = 1 << 20  # bytes of an array that is an object of its own
+SMALL = "small"  # those that lie together
 
 
 @packable
@@ -83,7 +84,8 @@ def objects_of(snapshot: Snapshot, slabs: Slabs) -> Iterator[tuple[str, bytes]]:
     """Names and bytes of what the client writes."""
     about = {"dasknmf": {"format": "dasknmf-checkpoint"}}
     numbers = range(len(snapshot.state.carried) + (snapshot.long is not None))
-    for group in ("", "state/", "state/rows/", *(f"state/rows/{n}/" for n in numbers)):
+    rows = [f"state/rows/{n}/" for n in numbers]
+    for group in ("", "state/", *(["state/rows/"] if rows else []), *rows):
         yield f"{group}{blobs.META}", blobs.group_object({} if group else about)
     if snapshot.factor is None:
         pass
@@ -92,23 +94,28 @@ def objects_of(snapshot: Snapshot, slabs: Slabs) -> Iterator[tuple[str, bytes]]:
     else:
         H = np.ascontiguousarray(snapshot.factor.T)
         yield from blobs.array_objects("H", H, ("component", "feature")).items()
-    table = [(str(a.dtype), list(a.shape)) for a in snapshot.state.arrays]
-    for name, members in _pieces(table).items():
-        flat = [snapshot.state.arrays[i].ravel() for i in members]
-        whole = flat[0] if len(flat) == 1 else np.concatenate(flat)
-        yield from blobs.array_objects(f"state/{name}", whole, ("entry",)).items()
+    arrays = snapshot.state.arrays
+    small, large = _parted([(str(a.dtype), list(a.shape)) for a in arrays])
+    together = b"".join(arrays[i].tobytes() for i in small)
+    yield from _state_objects(SMALL, np.frombuffer(together, np.uint8))
+    for i in large:
+        yield from _state_objects(str(i), arrays[i].ravel())
 
 
-def _pieces(table: Sequence[Any]) -> dict[str, list[int]]:
-    """Which arrays of a state lie together: small ones by dtype, large ones alone.
+def _state_objects(name: str, flat: Array) -> Iterator[tuple[str, bytes]]:
+    yield from blobs.array_objects(f"state/{name}", flat, ("entry",)).items()
 
-    So a commit copies one large array at a time, and many small ones are one object.
+
+def _parted(table: Sequence[Any]) -> tuple[list[int], list[int]]:
+    """Which arrays of a state lie together as bytes, and which alone.
+
+    So a commit copies one large array at a time, and many small ones are one object: each object
+    costs two syncs.
     """
-    pieces: dict[str, list[int]] = {}
+    parts: tuple[list[int], list[int]] = [], []
     for i, (dtype, shape) in enumerate(table):
-        large = math.prod(shape) * np.dtype(dtype).itemsize >= ALONE
-        pieces.setdefault(f"{dtype}-{i}" if large else dtype, []).append(i)
-    return pieces
+        parts[math.prod(shape) * np.dtype(dtype).itemsize >= ALONE].append(i)
+    return parts
 
 
 def read_objects(objects: Any, commit: Commit, prefix: str) -> dict[str, bytes]:
@@ -144,11 +151,18 @@ def read_state(objects: Any, commit: Commit, executor: Executor | None) -> State
 
 
 def _arrays(objects: Any, commit: Commit, table: Sequence[Any]) -> list[Array]:
-    """Read the pieces, and cut them up again."""
-    arrays: list[Array] = [np.empty(0)] * len(table)
-    for name, members in _pieces(table).items():
-        flat = blobs.read_array(f"state/{name}", read_objects(objects, commit, f"state/{name}/"))
-        edges = np.cumsum([0, *(math.prod(table[i][1]) for i in members)])
-        for i, start, stop in zip(members, edges, edges[1:], strict=False):
-            arrays[i] = flat[start:stop].reshape(table[i][1])
-    return arrays
+    """Read the state's arrays again, in the order of their table."""
+
+    def read(name: str) -> Array:
+        return blobs.read_array(f"state/{name}", read_objects(objects, commit, f"state/{name}/"))
+
+    small, large = _parted(table)
+    found = {i: read(str(i)) for i in large}
+    together, start = read(SMALL).tobytes(), 0
+    for i in small:
+        dtype, count = np.dtype(table[i][0]), math.prod(table[i][1])
+        found[i] = np.frombuffer(together, dtype, count, start).copy()
+        start += found[i].nbytes
+    if start != len(together):
+        raise ValueError(f"{len(together)} bytes of small arrays; expected {start}")
+    return [found[i].reshape(shape) for i, (_, shape) in enumerate(table)]

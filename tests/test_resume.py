@@ -384,6 +384,24 @@ def test_blobs_are_checked(shape, rng):
                 blobs.read_array("a", {**files, key: bytes(flipped)})
 
 
+@pytest.mark.parametrize("dtype", sorted(blobs.DTYPES))
+@pytest.mark.parametrize(("shape", "chunk"), [((7, 3), 40), ((5,), 1), ((2, 2, 2), 1 << 20)])
+def test_blobs_are_what_zarr_writes(shape, chunk, dtype, rng, monkeypatch):
+    """Every chunk, also the last and padded one, byte for byte."""
+    import zarr
+    from zarr.core.buffer import cpu
+    from zarr.storage import MemoryStore
+
+    monkeypatch.setattr(blobs, "CHUNK", chunk)
+    array = (rng.random(shape) * 9 - 4 * (dtype != "uint8")).astype(dtype)
+    files = blobs.array_objects("a", array, ("x", "y", "z")[: len(shape)])
+    written = {k: cpu.Buffer.from_bytes(v) for k, v in files.items() if k.endswith(blobs.META)}
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        zarr.open_array(MemoryStore(written), path="a", mode="r+")[...] = array
+    assert {k: v.to_bytes() for k, v in written.items()} == files
+    np.testing.assert_array_equal(blobs.read_array("a", files), array)
+
+
 def test_a_group_that_xarray_opens(rng, tmp_path):
     X = planted(rng, 100, 20, K)
     model = NMF(K, checkpoint=tmp_path / "run", random_state=0, tol=1e-2).fit(X)

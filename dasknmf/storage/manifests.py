@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dasknmf.numerics.errors import DamagedError, StoreError
@@ -81,12 +82,12 @@ class Commit:
     fences: tuple[tuple[int, int], ...]
     created: str = field(default_factory=lambda: timestamp())
 
-    @property
+    @cached_property
     def state(self) -> str:
         """Digest of meta and objects: equal for a state and its copies by later starts."""
         return digest({"meta": self.meta, "objects": [list(e) for e in self.entries]})
 
-    @property
+    @cached_property
     def folders(self) -> set[str]:
         """Folders below ``data/`` that it refers to."""
         return {entry.folder for entry in self.entries}
