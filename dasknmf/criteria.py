@@ -66,8 +66,7 @@ def measured(found: list[Restart]) -> tuple[dict[str, float], Float64, Array | N
     k = best.H.shape[0]
     row = dict.fromkeys(COLUMNS, float("nan"))
     row["loss"] = best.loss
-    held = [restart.held for restart in found]
-    row["holdout_error"] = min(held) if np.isfinite(held).all() else best.held
+    row["holdout_error"] = best.held
     sparse = interpretation.sparseness(best.H)
     row["sparseness"] = float(np.nanmean(sparse)) if np.isfinite(sparse).any() else float("nan")
     if len(found) < 2:

@@ -124,7 +124,8 @@ class NMF(Reading, Partial, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         One entry a pass: 'pass', 'reads' (of X so far), 'loss' D, 'objective' (with penalties),
         'relative_error' (||X - WH|| / ||X||, nan for other losses), 'seconds' since the start.
         With ``als`` the last entry is the read that solves the final rows. With a hold-out also
-        'holdout': the mean squared error on the hidden entries (Kullback-Leibler: mean deviance).
+        'holdout': the mean squared error on the hidden entries (Kullback-Leibler: mean deviance);
+        what is foreseen counts as at most the largest entry of X, once a pass has seen all of X.
     outcome_ : Outcome
         Why the fit ended; ``outcome_.value`` is the message.
     fingerprint_ : str

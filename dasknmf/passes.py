@@ -101,7 +101,7 @@ class Loop:
         self.compression = Compression(
             executor, settings.start, settings.stop, self.waves, progress
         )
-        self.step = Step(
+        self._step = Step(
             settings.loss,
             settings.solver,
             settings.penalties[0],
@@ -178,6 +178,12 @@ class Loop:
         state.reads = self.executor.reads_exactly
         state.seconds = time.perf_counter() - self.began
         return state
+
+    @property
+    def step(self) -> Step:
+        """A visit to slabs. Nothing foreseen counts for more than the largest entry, once known."""
+        seen = self.state.inspection
+        return self._step if seen is None else replace(self._step, ceiling=seen.maximum)
 
     @property
     def _problem(self) -> Problem:

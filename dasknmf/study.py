@@ -271,12 +271,12 @@ missing
         -------
         table : structured array
             ``rank``; of the restart with the lowest objective ``loss``, ``explained_variance``
-            (1 - ||X - WH||² / ||X||²) and ``sparseness`` (Hoyer's, mean of the components); of all
-            restarts ``holdout_error`` (mean squared error on hidden entries, or mean deviance: the
-            least, as a few entries that hardly anything pins down may spoil any one of them),
-            ``stability`` (mean cosine of matched components), ``silhouette``, ``cophenetic`` and
-            ``dispersion`` (of the consensus of samples). With ``folds`` the hold-out error is that
-            of all blocks, and ``holdout_se`` its standard error, from the means of the blocks.
+            (1 - ||X - WH||² / ||X||²), ``sparseness`` (Hoyer's, mean of the components) and
+            ``holdout_error`` (mean squared error on hidden entries, or mean deviance; what is
+            foreseen counts as at most the largest entry of X); of all restarts ``stability`` (mean
+            cosine of matched components), ``silhouette``, ``cophenetic`` and ``dispersion`` (of the
+            consensus of samples). With ``folds`` the hold-out error is that of all blocks, not cut
+            off, and ``holdout_se`` its standard error, from the means of the blocks.
             nan: undefined. ``pandas.DataFrame`` takes it as it is.
         """
         check_is_fitted(self)

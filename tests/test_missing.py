@@ -232,7 +232,7 @@ def test_the_error_of_the_last_pass_is_that_of_the_returned_factors(form, beta, 
         hidden[5, :4] = False
     model = NMF(3, missing=missing, holdout=0.15, beta_loss=beta, random_state=0, tol=1e-3)
     W = model.fit_transform(given)
-    y, v = (W @ model.components_)[hidden], X[hidden]
+    y, v = np.minimum((W @ model.components_)[hidden], X.max()), X[hidden]
     if beta == "frobenius":
         expected = np.mean((v - y) ** 2)
     else:
@@ -243,6 +243,22 @@ def test_the_error_of_the_last_pass_is_that_of_the_returned_factors(form, beta, 
     if form != "wide":  # there the factor of the columns is solved once more, after the errors
         assert found[-1] == pytest.approx(expected, rel=1e-6)
     assert found[-1] == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("squared", [True, False])
+def test_what_is_foreseen_counts_up_to_a_ceiling(rng, squared):
+    V, W, F = rng.random((9, 7)), rng.random((9, 2)), rng.random((7, 2))
+    i, j = (grid.ravel() for grid in np.indices(V.shape))
+    hidden = Holdout(0.5, 3).hides(i, j).reshape(V.shape)
+    part, product = slab(V, holdout=Holdout(0.5, 3)), (W @ F.T)[hidden]
+    ceiling = float(np.median(product))
+    y, v = np.minimum(product, ceiling), V[hidden]
+    expected = np.sum((v - y) ** 2) if squared else np.sum(v * np.log(v / y) - v + y)
+    (found,) = weighted.held_errors(part, [W], [F], squared=squared, ceiling=ceiling)
+    assert found.error == pytest.approx(expected, rel=1e-12)
+    assert found.weight == hidden.sum()
+    (free,) = weighted.held_errors(part, [W], [F], squared=squared, ceiling=np.inf)
+    assert abs(free.error - found.error) > 1e-3 * found.error
 
 
 def test_hidden_entries_do_not_change_the_fit(rng):

@@ -176,14 +176,14 @@ def test_the_rule_takes_what_foresees_best_among_the_stable():
 
 
 def test_of_ranks_that_foresee_alike_the_most_stable_is_chosen():
-    ranks, errors = np.array([9, 10, 11, 12]), np.array([1.01, 1.0, 1.02, 1.2])
+    ranks, errors = np.array([9, 10, 11, 12]), np.array([1.01, 1.0, 1.015, 1.2])
     assert choose(ranks, errors, np.array([0.87, 0.95, 0.8, 0.99]))[:2] == (10, 9)
     assert choose(ranks, errors, np.array([0.96, 0.95, 0.8, 0.99])).rank == 10
-    assert choose(ranks, errors, np.array([1.0, 0.95, 0.8, 0.99])).rank == 9
+    assert choose(ranks, errors, np.array([1.0, 0.93, 0.8, 0.99])).rank == 9
     assert choose(ranks, errors, np.array([0.6, np.nan, 0.8, 0.99])).rank == 11
     down = np.array([9.0, 1.04, 1.0, 1.02])  # the second step is 0.5 % of the way
-    assert choose(ranks, down, np.array([1.0, 0.99, 0.93, 0.5])).rank == 10
-    assert choose(ranks, down / [4, 1, 1, 1], np.array([1.0, 0.99, 0.93, 0.5])).rank == 11
+    assert choose(ranks, down, np.array([1.0, 0.99, 0.92, 0.5])).rank == 10
+    assert choose(ranks, down / [4, 1, 1, 1], np.array([1.0, 0.99, 0.92, 0.5])).rank == 11
     alone = choose(np.array([1, 2]), np.array([1.0, 1.0]), np.array([np.nan, 0.7]))
     assert alone.rank == 1
 

@@ -182,7 +182,7 @@ def squared_residual(V: Observed, rows: Array, columns: Array) -> float:
     if V.complete:
         for tile in V.tiles():
             lists = (own(tile.marks[:, 0]), tile.columns, tile.value, tile.weight)
-            total += loops("each").squared_error(*lists, W[tile.start : tile.stop], F)
+            total += loops("each").squared_error(*lists, W[tile.start : tile.stop], F, np.inf)
         return float(total)
     (terms,) = share_of(V, [columns], [rows])
     squares = float(sum(np.sum(t.weight * t.value**2) for t in V.tiles()))
@@ -214,10 +214,12 @@ class Held(NamedTuple):
 
 
 def held_errors(
-    V: Observed, rows: Sequence[Array], fixed: Sequence[Array], *, squared: bool
+    V: Observed, rows: Sequence[Array], fixed: Sequence[Array], *, squared: bool, ceiling: float
 ) -> list[Held]:
     """How well models foresee what was held out: squared errors, or Kullback-Leibler deviances.
 
+    What is foreseen counts as at most ``ceiling``: a product that no observed entry pins down can
+    have any size, and a few of these would be all of the error.
     A deviance is infinite where the model says zero: it then counts as a millionth of the entry.
     """
     pairs = [(_wide(W), _wide(F)) for W, F in zip(rows, fixed, strict=True)]
@@ -229,6 +231,6 @@ def held_errors(
             continue
         lists = (own(tile.marks[:, 2]), own(index), own(v), own(m))
         for number, (W, F) in enumerate(pairs):
-            errors[number] += float(measure(*lists, W[tile.start : tile.stop], F))
+            errors[number] += float(measure(*lists, W[tile.start : tile.stop], F, ceiling))
         weight += float(np.sum(m))
     return [Held(error, weight) for error in errors]

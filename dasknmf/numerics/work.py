@@ -92,6 +92,8 @@ class Step:
         What rows of each model may leave to gain; None: nothing.
     penalties
         Of the rows of each model; None: ``penalty`` for all.
+    ceiling
+        The largest value that a model is taken to foresee for entries held out.
     start
         Where carried rows come from when there are none yet.
     move
@@ -109,6 +111,7 @@ class Step:
     models: tuple[int, ...] | None = None
     gains: tuple[float, ...] | None = None
     penalties: tuple[Penalty, ...] | None = None
+    ceiling: float = np.inf
 
     @property
     def prices(self) -> tuple[Penalty, ...]:
@@ -170,7 +173,8 @@ class Step:
     def _held(self, V: Slab, rows: Rows) -> list[Held]:
         if not isinstance(V, Observed) or V.rule.holdout is None:
             return [Held()] * len(rows)
-        return weighted.held_errors(V, rows, self.fixed, squared=self.loss.kind is Normal)
+        squared = self.loss.kind is Normal
+        return weighted.held_errors(V, rows, self.fixed, squared=squared, ceiling=self.ceiling)
 
 
 @dataclass(frozen=True)

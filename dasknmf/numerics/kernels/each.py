@@ -125,28 +125,32 @@ def quadratic(own, F):
 
 
 @entry(REGROUP)
-def squared_error(mark, index, v, m, W, F):
-    """Σ m (v - w f)² over listed entries; ``mark``: where the list of each row ends."""
+def squared_error(mark, index, v, m, W, F, ceiling):
+    """Σ m (v - w f)² over listed entries, w f at most ``ceiling``.
+
+    mark: where the list of each row ends.
+    """
     total = 0.0
     for i in range(W.shape[0]):
         for p in range(mark[i], mark[i + 1]):
             y = 0.0
             for a in range(W.shape[1]):
                 y += np.float64(W[i, a]) * F[index[p], a]
+            y = min(y, ceiling)
             total += m[p] * (v[p] - y) * (v[p] - y)
     return total
 
 
 @entry(REGROUP)
-def divergence(mark, index, v, m, W, F):
-    """Kullback-Leibler Σ m (v log(v/y) - v + y) over listed entries, y at least 1e-6 v."""
+def divergence(mark, index, v, m, W, F, ceiling):
+    """Kullback-Leibler Σ m (v log(v/y) - v + y) of listed entries, y in 1e-6 v to ``ceiling``."""
     total = 0.0
     for i in range(W.shape[0]):
         for p in range(mark[i], mark[i + 1]):
             y = 0.0
             for a in range(W.shape[1]):
                 y += np.float64(W[i, a]) * F[index[p], a]
-            y = max(y, 1e-6 * v[p])
+            y = max(min(y, ceiling), 1e-6 * v[p])
             total += m[p] * (y - v[p])
             if v[p] > 0.0:
                 total += m[p] * v[p] * np.log(v[p] / y)
