@@ -289,17 +289,18 @@ def tasks_per_pass(slabs: int, waves: int) -> int:
 def moved_per_pass(matrix: Matrix, job: Job, workers: int) -> int:
     """Factors to every worker that takes part in a wave, sums up the tree and to the client.
 
-    Both pass through the scheduler on their way from and to the client. Of the sums that meet in a
-    node, those that were formed there do not move.
+    Both pass through the scheduler on their way from and to the client. Sums meet where most of
+    them were formed, and those do not move; where that is, is taken to be chance.
     """
     if not workers:
         return 0
-    moved = 0
+    moved = 0.0
     for size in wave_sizes(len(matrix.heights), job.waves):
-        nodes = size + sum(map(len, planning.tree_levels(size))) - 1
+        nodes = [len(node) for level in planning.tree_levels(size) for node in level]
         moved += (min(workers, size) + 1) * factor_bytes(matrix, job)
-        moved += (nodes * (workers - 1) // workers + 2) * sum_bytes(matrix, job)
-    return moved
+        sums = sum(met - planning.most_together(met, workers) for met in nodes)
+        moved += (sums + 2) * sum_bytes(matrix, job)
+    return round(moved)
 
 
 def refuse(plan: Plan) -> None:

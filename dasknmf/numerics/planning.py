@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from functools import cache
+from math import factorial
 
 import numpy as np
 
@@ -75,6 +77,23 @@ def waves(slabs: int, count: int, generator: np.random.Generator) -> list[list[i
         for group, place in enumerate(generator.permutation(count)):
             groups[group] += cut[part * count + int(place)]
     return groups
+
+
+@cache
+def most_together(items: int, places: int) -> float:
+    """How many of so many items are in the place with the most of them, expected by chance.
+
+    Σ P(most >= t), with P(most <= t) from the exponential series of one place cut off at t.
+    """
+    found = 0.0
+    for most in range(items):
+        series = np.array([1 / factorial(i) / places**i for i in range(most + 1)])
+        whole = np.ones(1)
+        for bit in f"{places:b}":
+            whole = np.convolve(whole, whole)[: items + 1]
+            whole = np.convolve(whole, series)[: items + 1] if bit == "1" else whole
+        found += 1.0 - (factorial(items) * float(whole[items]) if len(whole) > items else 0.0)
+    return found
 
 
 def tree_levels(leaves: int, fan_in: int = FAN_IN) -> list[list[range]]:
