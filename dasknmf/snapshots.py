@@ -134,6 +134,8 @@ def read_state(objects: Any, commit: Commit, executor: Executor | None) -> State
     try:
         if not {dtype for dtype, _ in meta["arrays"]} <= blobs.DTYPES:
             raise ValueError("unknown dtypes")
+        if not all(type(n) is int and n >= 0 for _, shape in meta["arrays"] for n in shape):
+            raise ValueError("shapes that are none")
         arrays = _arrays(objects, commit, meta["arrays"])
         if executor is None and meta["carried"]:
             raise ValueError("carried rows where there are none")

@@ -134,6 +134,8 @@ def rows_of(slabs: int, tasks: int, planning_took: float, marks: list[Any]) -> I
     what = f"{slabs} slabs, {tasks} tasks a pass, {PASSES} passes"
     half = PASSES // 2
     growth = (median(memory[-3:]) - memory[half - 1]) / (PASSES - half - 1)
+    # at the end of some passes the scheduler still lets go of tasks: of each half the least counts
+    more = (min(kept[half:]) - min(kept[:half])) / (PASSES - half)
     yield Row(f"the scheduler's processor time a task, {what}", Spread.of(scheduler), unit="ms",
               ours=Spread.of(scheduler), note=f"planned in {planning_took:.1f} s")  # fmt: skip
     yield Row(f"the client's processor time a task, {what}", Spread.of(client), unit="ms",
@@ -142,7 +144,7 @@ def rows_of(slabs: int, tasks: int, planning_took: float, marks: list[Any]) -> I
               ours=Spread.of(walls))  # fmt: skip
     yield Row(
         f"tasks that the scheduler keeps of each pass, {what}",
-        Spread.of([(kept[-1] - kept[half - 1]) / (PASSES - half)]), ("<=", 0.02),
+        Spread.of([more]), ("<=", 0.02),
         ours=Spread.of(kept), unit="tasks",
     )  # fmt: skip
     yield Row(f"the scheduler's memory at its end, {what}", Spread.of(memory[-1:]), unit="MB",
