@@ -1,1 +1,1 @@
-"""Every file of ``cluster_configs``, run or checked (batch systems: ``pytest -m cluster``)."""
+"""Every file of ``cluster_configs``, run or checked (batch systems: ``pytest -m cluster -n 0``)."""
