@@ -16,7 +16,8 @@ from dasknmf.report_fit import repeat
 HELP = {
     "loss": "the objective without penalties, of the best restart",
     "explained_variance": "1 − ‖X − WH‖² / ‖X‖², of the best restart",
-    "holdout_error": "mean error on entries that no fit has seen: it rises with a rank too many",
+    "holdout_error": "mean error on entries hidden from the fits, of the best restart (with folds, "
+    "of all blocks): it rises with a rank too many",
     "holdout_se": "standard error of the hold-out error, from its values on the single blocks",
     "stability": "mean cosine of the components that restarts have in common; 1: they all agree",
     "silhouette": "whether these are nearer to one another than to other components; 1: clearly",

@@ -41,7 +41,7 @@ def test_the_same_command_goes_on_and_ends_with_the_bits_of_one_fit(call, many_s
 
 def test_verify_finds_a_flipped_bit(call, tmp_path):
     assert call(*fit()).exit_code == 0
-    chunks = sorted(p for p in (tmp_path / "run" / "data").rglob("*") if "/H/c/" in str(p))
+    chunks = sorted(p for p in (tmp_path / "run" / "data").rglob("*") if "/H/c." in str(p))
     chunk = next(p for p in chunks if p.is_file())
     data = bytearray(chunk.read_bytes())
     data[3] ^= 16
@@ -49,7 +49,7 @@ def test_verify_finds_a_flipped_bit(call, tmp_path):
     chunk.write_bytes(data)
     found = call("verify", "run")
     assert found.exit_code == 1
-    assert "/H/c/" in found.output
+    assert "/H/c." in found.output
     assert "faults" in found.output
 
 
