@@ -183,7 +183,7 @@ class Loop:
     def step(self) -> Step:
         """A visit to slabs. Nothing foreseen counts for more than the largest entry, once known."""
         seen = self.state.inspection
-        return self._step if seen is None else replace(self._step, ceiling=seen.maximum)
+        return self._step if seen is None else replace(self._step, ceiling=seen.largest)
 
     @property
     def _problem(self) -> Problem:

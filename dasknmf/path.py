@@ -202,9 +202,10 @@ class AlphaPath(BaseEstimator):
         table : structured array
             ``alpha``; of the restart with the lowest objective ``loss``, ``objective`` (with the
             penalties), ``explained_variance`` (1 - ||X - WH||² / ||X||²), ``holdout_error`` (mean
-            squared error on hidden entries, or mean deviance), ``sparseness_W`` and
-            ``sparseness_H`` (Hoyer's, means over components); of all restarts ``stability`` (mean
-            cosine of matched components). nan: undefined.
+            squared error on hidden entries, or mean deviance; what is foreseen counts as at most
+            the largest entry of X), ``sparseness_W`` and ``sparseness_H`` (Hoyer's, means over
+            components); of all restarts ``stability`` (mean cosine of matched components). nan:
+            undefined.
         """
         check_is_fitted(self)
         return self._table.copy()

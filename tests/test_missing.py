@@ -261,6 +261,29 @@ def test_what_is_foreseen_counts_up_to_a_ceiling(rng, squared):
     assert abs(free.error - found.error) > 1e-3 * found.error
 
 
+@pytest.mark.parametrize("form", ["dense", "csr", "wide"])
+@pytest.mark.parametrize("value", [1e6, 5.0])
+def test_the_ceiling_is_the_largest_entry_be_it_hidden_or_not(form, value):
+    """The model foresees 1e6 for one hidden entry: right if that is it, else cut off at 1000."""
+    a, b = np.append(np.ones(40), 1000.0), np.append(np.ones(29), 1000.0)
+    X = np.outer(a, b)
+    X[-1, -1] = value
+    given = np.ascontiguousarray(X.T) if form == "wide" else X
+    for seed in range(100):
+        hidden = Holdout(0.1, seed).hides(*np.indices(given.shape).reshape(2, -1))
+        hidden = hidden.reshape(given.shape)
+        if hidden[-1, -1]:
+            break
+    model = NMF(1, holdout=0.1, random_state=seed, tol=1e-8, max_iter=20)
+    W = model.fit_transform(sp.csr_array(given) if form == "csr" else given)
+    product = (W @ model.components_)[hidden]
+    assert product.max() > 0.99e6
+    error = np.mean((np.minimum(product, X.max()) - given[hidden]) ** 2)
+    found = model.history_["holdout"][-1]
+    assert found == pytest.approx(error, rel=1e-3, abs=1.0)
+    assert found < 1e3 if value == 1e6 else 1e3 < found < 1e6
+
+
 def test_hidden_entries_do_not_change_the_fit(rng):
     X = planted(rng, 60, 20, 3)
     i, j = (grid.ravel() for grid in np.indices(X.shape))

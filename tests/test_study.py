@@ -8,10 +8,12 @@ import pytest
 from click.testing import CliRunner
 
 from dasknmf import NMF, ParameterError, RankStudy, StoreError, cli, load
-from dasknmf.criteria import COLUMNS
+from dasknmf.criteria import COLUMNS, measured
 from dasknmf.numerics.choosing import choose
 from dasknmf.numerics.consensus import consensus
 from dasknmf.numerics.labelling import labels_of, some_samples
+from dasknmf.numerics.stopping import Outcome
+from dasknmf.studying import Restart
 from tests.conftest import planted, sparse_counts
 
 RANKS = (2, 3, 4, 5)
@@ -186,6 +188,16 @@ def test_of_ranks_that_foresee_alike_the_most_stable_is_chosen():
     assert choose(ranks, down / [4, 1, 1, 1], np.array([1.0, 0.99, 0.92, 0.5])).rank == 11
     alone = choose(np.array([1, 2]), np.array([1.0, 1.0]), np.array([np.nan, 0.7]))
     assert alone.rank == 1
+
+
+def test_the_hold_out_error_is_that_of_the_best_restart(rng):
+    def restart(objective, held):
+        H, history = rng.random((2, 6)), {"objective": np.array([9.0, objective])}
+        none = np.zeros(0, np.int64)
+        return Restart(H, objective, 1.0, held, 2, Outcome.CONVERGED, history, none)
+
+    row, _, _ = measured([restart(3.0, 0.1), restart(2.0, 0.7), restart(4.0, 0.2)])
+    assert (row["loss"], row["holdout_error"]) == (2.0, 0.7)
 
 
 def test_a_saved_study_gives_its_models_back(study, tmp_path):

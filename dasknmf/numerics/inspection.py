@@ -87,6 +87,11 @@ class Inspection:
         """Whether any weight is NaN, infinite or negative."""
         return self.observation is not None and any(found[0] for found in self.observation.bad)
 
+    @property
+    def largest(self) -> float:
+        """The largest entry that counts or is held out."""
+        return max(self.maximum, 0.0 if self.observation is None else self.observation.hidden)
+
     def mean(self, shape: tuple[int, int]) -> float:
         """Mean of the entries that count."""
         if self.observation is None:

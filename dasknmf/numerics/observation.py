@@ -17,7 +17,8 @@ class Observation(NamedTuple):
     """Observed entries of the rows seen: their number, their weight, and who has none.
 
     ``columns``: observed entries of every column. ``bad``: of the weights, how many are NaN,
-    infinite and negative, and (row, column) of the first of each.
+    infinite and negative, and (row, column) of the first of each. ``hidden``: the largest entry
+    held out.
     """
 
     amount: int
@@ -25,10 +26,11 @@ class Observation(NamedTuple):
     empty_rows: int
     columns: Array
     bad: tuple[tuple[int, int, int], ...]
+    hidden: float = 0.0
 
     @staticmethod
     def merge(parts: Sequence[Observation]) -> Observation:
-        """Add up; the first place of each kind of bad weights stays."""
+        """Add up; the first place of each kind of bad weights stays, and the largest entry."""
         bad = []
         for kind in zip(*(part.bad for part in parts), strict=True):
             found = [one for one in kind if one[0]]
@@ -40,6 +42,7 @@ class Observation(NamedTuple):
             empty_rows=sum(part.empty_rows for part in parts),
             columns=add([part.columns for part in parts]),
             bad=tuple(bad),
+            hidden=max(part.hidden for part in parts),
         )
 
     @property
@@ -94,7 +97,7 @@ def look(V: Observed) -> tuple[Seen, Observation]:
         return Seen(tuple(bad), 0, 0, 0.0, 0.0, 0.0), nothing
     columns = np.zeros(V.shape[1], np.int64)
     empty, amount, weight = 0, 0, 0.0
-    stored, positive, total, squares, maximum = 0, 0, 0.0, 0.0, 0.0
+    stored, positive, total, squares, maximum, hidden = 0, 0, 0.0, 0.0, 0.0, 0.0
     for tile in V.tiles():
         rows, seen = _counts(tile, V.shape[1])
         columns += seen
@@ -106,7 +109,8 @@ def look(V: Observed) -> tuple[Seen, Observation]:
         total += float(np.dot(tile.weight, tile.value))
         squares += float(np.dot(tile.weight, np.square(tile.value)))
         maximum = max(maximum, float(np.max(tile.value, initial=0.0)))
-    observation = Observation(amount, weight, empty, columns, bad_weights)
+        hidden = max(hidden, float(np.max(tile.held[1], initial=0.0)))
+    observation = Observation(amount, weight, empty, columns, bad_weights, hidden)
     return Seen(tuple(bad), stored, positive, total, squares, maximum), observation
 
 
