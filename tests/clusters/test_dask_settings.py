@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import dask
@@ -65,13 +66,11 @@ def test_no_line_repeats_what_dask_takes_anyway_but_what_the_plan_relies_on():
 def test_no_process_listens_in_plain_text():
     with dask.config.set(dask.config.merge(dask.config.config, GIVEN)):
         from distributed import Scheduler
-        from distributed.utils_test import gen_test
 
-        @gen_test()
         async def listen():
             async with Scheduler(host="127.0.0.1", port=0, dashboard_address="127.0.0.1:0"):
                 raise AssertionError("it listens")
 
         with pytest.raises(RuntimeError) as caught:
-            listen()
+            asyncio.run(listen())
     assert "encryption required" in str(caught.value.__cause__)
