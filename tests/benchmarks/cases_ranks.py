@@ -105,7 +105,7 @@ def confusion(found: list[dict[str, Any]]) -> str:
 @case("planted-ranks", "best_rank_ of studies of planted ranks 5, 10 and 20")
 def planted_ranks(context: Context) -> Iterator[Row]:
     count = context.pick(CASES, 2)
-    for what, first in (("", 0), (", other seeds", 1000)):
+    for what, first in (("", 0), (", other seeds", 1000), (", seeds that set no rule", 5000)):
         found = [studied(one, context.pick(10, 3)) for one in planted(first, count)]
         seconds = Spread.of(one["seconds"] for one in found)
         details = {"studies": found}
@@ -141,14 +141,14 @@ def rank_study(context: Context) -> Iterator[Row]:
     yield Row("reads of the study / of a fit of its largest rank", Spread.of([reads]), ("<=", 2))
     theirs, run, missed = 0.0, 0, 0
     for k, restarts in ours[0.0][1]._restarts.items():
-        loss = float(np.median([restart.loss for restart in restarts]))
+        enough = float(np.median([restart.loss for restart in restarts])) * (1 + 1e-4)
         for seed in range(0, n_init, 5):
             for iterations in (25, 50, 100, 200, 400):
                 found = peers.sklearn_nmf(V, k, iterations)(seed)
-                if found.loss <= loss * (1 + 1e-4):
+                if found.loss <= enough:
                     break
             theirs, run = theirs + found.seconds * min(5, n_init), run + 1
-            missed += found.loss > loss * (1 + 1e-4)
+            missed += found.loss > enough
     for holdout, (seconds, _) in ours.items():
         yield Row(
             f"{len(ranks) * n_init} fits of CD / the study of them, hold-out {holdout:.0%}",
