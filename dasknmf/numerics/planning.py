@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Hashable, Sequence
 from functools import cache
 from math import factorial
 
@@ -20,6 +21,8 @@ WAVES = 4  # updates of the short factor a pass, at most: after a start by sampl
 WAVE_SLABS = 4  # slabs of a wave, at least
 FAN_IN = 8  # of the merge tree
 RUNS = 4  # stretches of V that a wave consists of
+BUNDLE = 64 << 20  # bytes of slabs that one task may visit one after the other
+ROUNDS = 2  # tasks of a wave for each task slot, at least, where slabs share them
 
 
 def slab_bytes(total: int) -> int:
@@ -93,6 +96,37 @@ def most_together(items: int, places: int) -> float:
             whole = np.convolve(whole, whole)[: items + 1]
             whole = np.convolve(whole, series)[: items + 1] if bit == "1" else whole
         found += 1.0 - (factorial(items) * float(whole[items]) if len(whole) > items else 0.0)
+    return found
+
+
+def most_in_bundle(slabs: int, slots: int, largest: int | None) -> int:
+    """How many slabs one task may visit: a task costs the scheduler and the client milliseconds.
+
+    ``slabs`` are visited at a time, ``slots`` tasks run at a time, ``largest`` is the bytes of the
+    largest slab (None: unknown, and then a task visits one).
+    """
+    if largest is None:
+        return 1
+    return max(1, min(slabs // (ROUNDS * max(slots, 1)), BUNDLE // max(largest, 1), FAN_IN))
+
+
+def bundles(holders: Sequence[Hashable], most: int) -> list[list[list[int]]]:
+    """Which leaves of the merge tree share a task: for each node of its first level, its bundles.
+
+    ``holders`` says where the slab of each leaf is: those of a bundle are in one place. Every leaf
+    keeps its place in the tree, so bundles change no bit of a sum.
+    """
+    found = []
+    for node in tree_levels(len(holders))[0]:
+        same: dict[Hashable, list[int]] = {}
+        for leaf in node:
+            same.setdefault(holders[leaf], []).append(leaf)
+        cut = []
+        for leaves in same.values():
+            pieces = -(-len(leaves) // most)
+            edges = [len(leaves) * i // pieces for i in range(pieces + 1)]
+            cut += [leaves[a:b] for a, b in itertools.pairwise(edges)]
+        found.append(sorted(cut))
     return found
 
 

@@ -22,19 +22,18 @@ from distributed import Client, Future, KilledWorker
 from distributed.client import ClosedClientError
 from distributed.comm import CommClosedError
 
-from dasknmf.numerics import planning
 from dasknmf.numerics.errors import ClusterError, RowsLostError
 from dasknmf.numerics.inspection import Place
 from dasknmf.numerics.work import Rows, Work
+from dasknmf.parallel import planned
 from dasknmf.parallel.ancestry import Held, origins
+from dasknmf.parallel.bundling import Bundling, singly, sums_of
 from dasknmf.parallel.executors import Carried, Executor, Visit, pick_rows
 from dasknmf.parallel.loading import Recipe, small_recipes
 from dasknmf.parallel.remote import (
-    merge_pieces,
     release,
     release_all,
     rows_prefix,
-    visit_slab,
 )
 from dasknmf.parallel.slabs import Slabs
 from dasknmf.parallel.spans import Phases
@@ -65,6 +64,7 @@ class ClusterExecutor(Executor):
         self.token = uuid.uuid4().hex[:8]
         self.watchdog = Watchdog(client, rows_prefix(self.token))
         self.phases = Phases()
+        self._bundling = Bundling(client, self._wait, planned.matrix_of(slabs).slab or None)
         self._sources: list[Any] = [None] * len(slabs)
         self._recipes: list[Recipe] | None = None
         self._runs: list[str] = []
@@ -75,6 +75,7 @@ class ClusterExecutor(Executor):
     def begin(self, phase: str) -> None:
         """A span of its own."""
         self.phases.now = phase
+        self._bundling.forget()
 
     def tell(self, event: dict[str, Any]) -> None:
         """Log it on the scheduler, as client.log_event does; a fit does not fail on that."""
@@ -190,18 +191,17 @@ class ClusterExecutor(Executor):
         scattered = self._scatter(work, "factors", work.name)
         if keep:
             self._runs.append(run)
+        nodes = singly(len(places))
+        if load and rows is None and not keep:
+            anywhere = self._recipes is not None
+            nodes = self._bundling.nodes(sources, places, anywhere=anywhere)
+        leaves = (
+            [sources[place.slab] if load else None for place in places],
+            [None if held is None else held.future for held in old],
+            list(places),
+        )
         with self.phases():
-            leaves = self.client.map(
-                visit_slab,
-                [scattered] * len(places),
-                [sources[place.slab] if load else None for place in places],
-                [None if held is None else held.future for held in old],
-                list(places),
-                [run if keep else ""] * len(places),
-                key=[(f"{work.name}-{run}", place.slab) for place in places],
-                pure=False,
-            )
-            root = self._merge(leaves, run)
+            root = sums_of(self.client, scattered, leaves, nodes, (work.name, run), keep=keep)
         piece = self.watchdog.wait(lambda: self.client.gather(root, asynchronous=True), work.name)
         if not keep:
             return Visit(piece.sums, None)
@@ -212,16 +212,6 @@ class ClusterExecutor(Executor):
         ]
         self._forget()
         return Visit(piece.sums, self._with_old(rows, places, new))
-
-    def _merge(self, leaves: list[Future], run: str) -> Future:
-        for depth, level in enumerate(planning.tree_levels(len(leaves))):
-            leaves = self.client.map(
-                merge_pieces,
-                [[leaves[m] for m in members] for members in level],
-                key=[(f"nmf-merge-{depth}-{run}", j) for j in range(len(level))],
-                pure=False,
-            )
-        return leaves[0]
 
     def _adopt(self, keys: tuple[str, ...]) -> tuple[Future, ...]:
         """Refer to rows that the workers put into their memory under ``keys``."""

@@ -23,6 +23,13 @@ class Piece(NamedTuple):
     keys: tuple[str, ...]
 
 
+class Bundle(NamedTuple):
+    """What slabs brought that shared a task, and which leaves of the merge tree they are."""
+
+    leaves: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+
 _held: dict[str, list[Future]] = {}
 _held_lock = threading.Lock()
 
@@ -60,13 +67,22 @@ def release_all(token: str) -> None:
             del _held[run]
 
 
-def visit_slab(work: Work, source: Any, rows: Rows | None, place: Place, run: str) -> Piece:
-    """The task: load the slab if it is not here yet, do the work, leave the rows here."""
+def visit_slabs(
+    work: Work, sources: Sequence[Any], rows: Sequence[Rows | None], places: Sequence[Place],
+    run: str, leaves: Sequence[int] | None,
+) -> Piece | Bundle:  # fmt: skip
+    """The task: do the work on one slab after the other, and leave their rows here.
+
+    A slab that is not here yet is loaded, and let go of before the next one. Where the slabs are a
+    whole node of the tree (``leaves`` is None), their sums are added up at once.
+    """
     ensure_one_thread()
-    block = source.load() if isinstance(source, Recipe) else source
-    new, sums = work(block, rows, place)
-    keys = () if not run or new is None else (_hold(run, new),)
-    return Piece(sums, keys)
+    pieces = []
+    for source, old, place in zip(sources, rows, places, strict=True):
+        new, sums = work(source.load() if isinstance(source, Recipe) else source, old, place)
+        keys = () if not run or new is None else (_hold(run, new),)
+        pieces.append(Piece(sums, keys))
+    return merge_pieces(pieces) if leaves is None else Bundle(tuple(leaves), tuple(pieces))
 
 
 def make_rows(work: Work, source: Recipe, place: Place) -> Rows:
@@ -75,6 +91,16 @@ def make_rows(work: Work, source: Recipe, place: Place) -> Rows:
     rows, _ = work(source.load(), None, place)
     assert rows is not None
     return rows
+
+
+def merge_bundles(bundles: Sequence[Bundle]) -> Piece:
+    """One node of the first level: the pieces of all its leaves, in their order."""
+    pieces = {
+        leaf: piece
+        for bundle in bundles
+        for leaf, piece in zip(bundle.leaves, bundle.pieces, strict=True)
+    }
+    return merge_pieces([pieces[leaf] for leaf in sorted(pieces)])
 
 
 def merge_pieces(pieces: Sequence[Piece]) -> Piece:

@@ -21,6 +21,10 @@ Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 Slab = Any  # dense ndarray, scipy CSR, or the transpose of one
 
+SINGULAR = 1e-12  # eigenvalues of a Gram matrix, in parts of the largest: as good as zero;
+ROUGH = 1e-7  # smallest over largest: below, what the inverse gives has lost too many digits;
+FINE = 1e-3  # above, it need not be refined;
+CLOSE = 1 / 6  # above, sweeps converge faster than pivots are made
 TILE_BYTES = 1 << 20  # a tile of W H and its slab rows stay in the second-level cache
 
 
@@ -121,7 +125,37 @@ def descend_rows(
     See :mod:`dasknmf.numerics.kernels.nnls`.
     """
     out = np.array(start, dtype=np.float64, order="C")
-    loops("nnls").descend_rows(own(cross), own(gram_matrix), out, sweeps, tol, gain, finish)
+    live, before = np.arange(out.shape[0]), np.zeros(out.shape[0])
+    loops("nnls").descend_rows(
+        own(cross), own(gram_matrix), out, live, before, sweeps, tol, gain, finish
+    )
+    return out
+
+
+def solve_rows(
+    cross: Float64, gram_matrix: Float64, sweeps: int, tol: float, gain: float = 0.0
+) -> Float64:
+    """Solve min 1/2 w G wᵀ - c wᵀ, w >= 0, for every row, from nothing but c and G.
+
+    The unconstrained solution, pivoted where sweeps would be slow (:mod:`.pivot`); rows that this
+    does not solve go on as in :func:`descend_rows`.
+    """
+    values, vectors = np.linalg.eigh(own(gram_matrix))
+    largest = float(values[-1]) if values.size else 0.0
+    kept = values > SINGULAR * largest
+    inverse = own((vectors[:, kept] / values[kept]) @ vectors[:, kept].T)
+    out: Float64 = own(cross) @ inverse
+    live = np.arange(out.shape[0])
+    if values.size and ROUGH * largest < values[0] < CLOSE * largest:
+        solved = np.zeros(out.shape[0], np.bool_)
+        problem = (own(cross), own(gram_matrix), inverse)
+        refine = bool(values[0] < FINE * largest)
+        loops("pivot").pivot_rows(*problem, max(values.size // 2, 1), refine, out, solved)
+        live = np.flatnonzero(~solved)
+    before = np.zeros(out.shape[0])
+    loops("nnls").descend_rows(
+        own(cross), own(gram_matrix), out, live, before, sweeps, tol, gain, True
+    )
     return out
 
 

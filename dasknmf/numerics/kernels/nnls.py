@@ -245,8 +245,10 @@ def _is_slow(gained, rate, scale):
 
 
 @entry(CONTRACT)
-def descend_rows(cross, gram, out, sweeps, tol, gain, finish):
-    """Solve min 1/2 w G wᵀ - c wᵀ, w >= 0, for every row of ``out``, in place.
+def descend_rows(cross, gram, out, live, gains, sweeps, tol, gain, finish):
+    """Solve min 1/2 w G wᵀ - c wᵀ, w >= 0, for the rows of ``out`` called ``live``, in place.
+
+    ``gains``: what the sweep before brought each row, 0 where there was none; both are used up.
 
     At most ``sweeps`` sweeps of coordinate descent; a row rests once its steps are zero to ``tol``
     or less than ``gain`` times c wᵀ is left to gain. With ``finish``, rows that would need many
@@ -254,17 +256,15 @@ def descend_rows(cross, gram, out, sweeps, tol, gain, finish):
     the set a round. Rows march in tiles, each in its own lane; those that move are packed together
     anew every few sweeps.
     """
-    rows, k = cross.shape
+    k = cross.shape[1]
     c = np.empty((k, TILE))
     w = np.empty((k, TILE))
     scale = np.empty(TILE)
     moving = np.empty(TILE)
     before = np.empty(TILE)
     rate = np.empty(TILE)
-    gains = np.zeros(rows)
-    slow = np.empty(rows, np.int64)
+    slow = np.empty(live.size, np.int64)
     handed_on = 0
-    live = np.arange(rows)
     for a in range(k):
         if gram[a, a] <= 0.0:
             out[:, a] = 0.0

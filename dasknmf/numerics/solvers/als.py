@@ -3,8 +3,9 @@
     min over F >= 0 of 1/2 <F G, F> - <C, F>,   row by row: f = argmin 1/2 f G fᵀ - c fᵀ
 
 The unconstrained solution, clipped, is only the start (that alone is not NNLS, and its loss can
-rise); coordinate descent goes on from there, and rows still moving are finished by an active set.
-The result depends on V and the fixed factor alone, so no rows have to be carried.
+rise). Where few of its coefficients are negative, those that end as zero are found by pivots; else
+coordinate descent goes on from there, and rows still moving are finished by an active set. The
+result depends on V and the fixed factor alone, so no rows have to be carried.
 
 H. Kim, H. Park: SIAM J. Matrix Anal. Appl. 30(2), 2008 (ANLS); R. Bro, S. de Jong: A fast
 non-negativity-constrained least squares algorithm, J. Chemometrics 11, 1997 (the finish).
@@ -86,11 +87,9 @@ class ALS(Solver):
             solved = weighted.solve_each(terms.cross, terms.gram, terms.packed, ones, start, rule)
             return solved.astype(F.dtype, copy=False)
         assert isinstance(terms, Normal)
-        start = F
-        if not (self.warm and F.any()):
-            inverse = np.linalg.pinv(terms.gram, rcond=1e-12, hermitian=True)
-            start = terms.cross @ inverse
-        rows = kernels.descend_rows(
-            terms.cross, terms.gram, start, self.sweeps, self.tol, self.gain, finish=True
-        )
+        limits = (self.sweeps, self.tol, self.gain)
+        if self.warm and F.any():
+            rows = kernels.descend_rows(terms.cross, terms.gram, F, *limits, finish=True)
+        else:
+            rows = kernels.solve_rows(terms.cross, terms.gram, *limits)
         return rows.astype(F.dtype, copy=False)
