@@ -133,30 +133,51 @@ def descend_rows(
 
 
 def solve_rows(
-    cross: Float64, gram_matrix: Float64, sweeps: int, tol: float, gain: float = 0.0
+    cross: Float64,
+    gram_matrix: Float64,
+    start: Array | None,
+    sweeps: int,
+    tol: float,
+    gain: float = 0.0,
 ) -> Float64:
-    """Solve min 1/2 w G wᵀ - c wᵀ, w >= 0, for every row, from nothing but c and G.
+    """Solve min 1/2 w G wᵀ - c wᵀ, w >= 0, for every row.
 
-    The unconstrained solution, pivoted where sweeps would be slow (:mod:`.pivot`); rows that this
-    does not solve go on as in :func:`descend_rows`.
+    The unconstrained solution, pivoted where sweeps would be slow (:mod:`.pivot`); else, and for
+    rows that this does not solve, as in :func:`descend_rows` from ``start`` (None: from there).
     """
-    values, vectors = np.linalg.eigh(own(gram_matrix))
+    units = _even_units(gram_matrix)
+    G = own(gram_matrix * units * units[:, None] + np.diag((units == 0.0).astype(float)))
+    values, vectors = np.linalg.eigh(G)
     largest = float(values[-1]) if values.size else 0.0
+    pivoted = bool(values.size and ROUGH * largest < values[0] < CLOSE * largest)
+    if start is not None and not pivoted:
+        return descend_rows(cross, gram_matrix, start, sweeps, tol, gain, finish=True)
     kept = values > SINGULAR * largest
     inverse = own((vectors[:, kept] / values[kept]) @ vectors[:, kept].T)
-    out: Float64 = own(cross) @ inverse
+    C = own(cross * units)
+    out: Float64 = C @ inverse
     live = np.arange(out.shape[0])
-    if values.size and ROUGH * largest < values[0] < CLOSE * largest:
+    if pivoted:
         solved = np.zeros(out.shape[0], np.bool_)
-        problem = (own(cross), own(gram_matrix), inverse)
         refine = bool(values[0] < FINE * largest)
-        loops("pivot").pivot_rows(*problem, max(values.size // 2, 1), refine, out, solved)
+        most = max(values.size // 2, 1)
+        loops("pivot").pivot_rows(C, G, inverse, most, refine, out, solved)
         live = np.flatnonzero(~solved)
     before = np.zeros(out.shape[0])
-    loops("nnls").descend_rows(
-        own(cross), own(gram_matrix), out, live, before, sweeps, tol, gain, True
-    )
+    loops("nnls").descend_rows(C, G, out, live, before, sweeps, tol, gain, True)
+    out *= units
     return out
+
+
+def _even_units(gram_matrix: Float64) -> Float64:
+    """Powers of two (exact) that bring the diagonal near one, so that scales do not count.
+
+    Zero for a component that is zero itself.
+    """
+    diagonal = np.maximum(np.diag(gram_matrix), 0.0)
+    units: Float64 = np.ldexp(1.0, -np.frexp(np.sqrt(diagonal))[1])
+    units[diagonal == 0.0] = 0.0
+    return units
 
 
 def squared_residual(V: Slab, rows: Array, columns: Array) -> float:

@@ -87,9 +87,6 @@ class ALS(Solver):
             solved = weighted.solve_each(terms.cross, terms.gram, terms.packed, ones, start, rule)
             return solved.astype(F.dtype, copy=False)
         assert isinstance(terms, Normal)
-        limits = (self.sweeps, self.tol, self.gain)
-        if self.warm and F.any():
-            rows = kernels.descend_rows(terms.cross, terms.gram, F, *limits, finish=True)
-        else:
-            rows = kernels.solve_rows(terms.cross, terms.gram, *limits)
+        old = F if self.warm and F.any() else None
+        rows = kernels.solve_rows(terms.cross, terms.gram, old, self.sweeps, self.tol, self.gain)
         return rows.astype(F.dtype, copy=False)
