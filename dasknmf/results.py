@@ -122,7 +122,10 @@ def warn_of(model: NMF, found: Result) -> None:
     """Say what a user should know of a fit: not converged, or components that are zero."""
     if found.outcome is Outcome.MAX_ITER and model.tol > 0:
         objective = found.history["objective"]
-        falls = abs(objective[-2] / objective[-1] - 1) if len(objective) > 1 else np.nan
+        falls = np.nan
+        if len(objective) > 1:
+            before, last = objective[-2:]
+            falls = abs(before - last) / (abs(last) or abs(before) or 1.0)
         warn(
             f"Maximum number of iterations {model.max_iter} reached before tol={model.tol:g} was "
             f"(the last pass lowered the objective by {falls:.2g} of itself). Increase "

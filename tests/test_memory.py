@@ -35,8 +35,17 @@ TWO = Machines(2, 1, 10**9, 10**10)
 
 
 def test_tasks_and_bytes_are_those_of_hand_counts():
-    assert memory.tasks_per_pass(64, 8) == 64 + 8 * 1
-    assert memory.tasks_per_pass(65, 1) == 65 + 9 + 2 + 1
+    here, many = Machines(0, 2), Machines(100, 4, 10**9)
+    longer = replace(DENSE, heights=(5000,) * 65)
+    assert memory.tasks_per_pass(DENSE, Job(k=9, waves=8), here, True) == 64 + 8 * 1
+    assert memory.tasks_per_pass(longer, Job(k=9), here, True) == 65 + 9 + 2 + 1
+    assert memory.tasks_per_pass(longer, Job(k=9), many, True) == 65 + 8 + 2 + 1  # one is alone
+    # 20 MB a slab: three of them in 64 MB, so three tasks for the eight slabs of a node
+    assert memory.tasks_per_pass(DENSE, Job(k=9), TWO, False) == 8 * (3 + 1) + 1
+    assert memory.tasks_per_pass(DENSE, Job(k=9), replace(TWO, workers=4), True) == 8 * (4 + 1) + 1
+    small = replace(DENSE, nbytes=64 * MB)
+    assert memory.tasks_per_pass(small, Job(k=9), TWO, False) == 8 * 1 + 1
+    assert memory.tasks_per_pass(small, Job(k=9, waves=4), TWO, True) == 4 * (2 * (2 + 1) + 1)
     assert memory.wave_sizes(10, 4) == [3, 3, 2, 2]
     job = Job(k=10)
     factors, sums = 1000 * 10 * 4, (1000 + 10) * 10 * 8
@@ -72,8 +81,9 @@ def test_planned_tasks_are_those_that_run(monkeypatch, waves):
     monkeypatch.setattr("dasknmf.parallel.executors.local_scheduler", scheduler)
     X = da.from_array(planted(np.random.default_rng(0), 640, 20), chunks=(10, -1))
     NMF(3, max_iter=1, tol=0, waves=waves, init="random").fit(X)
-    slabs = len(cut(X))
-    assert sum(counts[:waves]) == memory.tasks_per_pass(slabs, waves)
+    matrix = planned.matrix_of(cut(X))
+    planned_tasks = memory.tasks_per_pass(matrix, Job(k=3, waves=waves), Machines(0, 2), True)
+    assert sum(counts[:waves]) == planned_tasks
 
 
 def test_more_of_anything_never_needs_less():
@@ -315,7 +325,9 @@ def test_the_command_prints_the_plan(tmp_path):
     assert record["matrix"]["slabs"] == len(slabs)
     assert record["matrix"]["nbytes"] == V.nbytes
     assert record["job"]["models"] == 3
-    assert record["tasks_per_pass"] == memory.tasks_per_pass(len(slabs), record["job"]["waves"])
+    job, machines = Job(5, models=3, waves=record["job"]["waves"]), Machines(10, 4, 16 * 10**9)
+    tasks = memory.tasks_per_pass(planned.matrix_of(slabs), job, machines, True)
+    assert record["tasks_per_pass"] == tasks >= len(slabs)
     assert record["worker_memory"]["peak"] >= memory.PROCESS
     assert record["fits"]
     assert all(seconds >= 0 for seconds in record["estimated_seconds_per_pass"].values())

@@ -46,12 +46,13 @@ LAYOUT = f"{FITS}::test_one_result_for_every_layout[als-2-uneven slabs-float64]"
 MUTANTS = [
     Mutant(
         "Gram matrix of rows in the wrong order", KERNELS,
-        "result: Float64 = tall.T @ tall", "result: Float64 = tall.T @ tall[::-1]",
+        "result += tall.T @ tall", "result += tall.T @ tall[::-1]",
         f"{PIECES}::test_gram_of_float32_is_summed_in_float64",
     ),
     Mutant(
         "Gram matrix summed in float32", KERNELS,
-        "tall = own(factor.astype(np.float64, copy=False))", "tall = own(factor)",
+        "tall = own(factor[start : start + height].astype(np.float64, copy=False))",
+        "tall = own(factor[start : start + height])",
         f"{PIECES}::test_gram_of_float32_is_summed_in_float64",
     ),
     Mutant(
@@ -155,6 +156,21 @@ MUTANTS = [
         "elif g > 1e9 and g * g > scale[t] * gram[a, a]",
         KKT,
     ),
+    Mutant(
+        "bound coefficients are never freed by pivots", "numerics/kernels/pivot.py",
+        "if m[i] * inverse[z, z] < -WRONG", "if m[i] * inverse[z, z] < -1e9",
+        "test_pivot.py::test_pivots_solve_rows_to_their_optimum",
+    ),
+    Mutant(
+        "pivots are not refined", KERNELS,
+        "refine = bool(values[0] < FINE * largest)", "refine = False",
+        "test_pivot.py::test_ill_conditioned_rows_are_refined",
+    ),
+    Mutant(
+        "pieces of bundles in order of arrival", "parallel/remote.py",
+        "for leaf in sorted(pieces)", "for leaf in pieces",
+        "test_bundles.py::test_pieces_are_added_in_the_order_of_their_leaves",
+    ),
     Mutant("transposed sparse product overwrites", LOOPS,
         "out[j, a] += v * fixed[i, a]", "out[j, a] = v * fixed[i, a]",
         f"{PIECES}::test_products_equal_their_scalar_twin",
@@ -198,7 +214,9 @@ MUTANTS = [
         "return Exponent(1.0 / (2.0 - self.beta))", "return Exponent(1.0)", TWIN,
     ),
     Mutant(
-        "exact rows left unfinished", "numerics/solvers/als.py", "finish=True", "finish=False", KKT,
+        "exact rows left unfinished", KERNELS,
+        "descend_rows(C, G, out, live, before, sweeps, tol, gain, True)",
+        "descend_rows(C, G, out, live, before, sweeps, tol, gain, False)", KKT,
     ),
     Mutant(
         "gradient step too long", "numerics/solvers/pg.py",
@@ -230,7 +248,7 @@ MUTANTS = [
     ),
     Mutant(
         "the plan forgets that sums pass through the scheduler", "numerics/memory.py",
-        "(workers - 1) // workers + 2)", "(workers - 1) // workers + 1)",
+        "(sum(nodes) - stay + 2)", "(sum(nodes) - stay + 1)",
         "test_memory.py::test_tasks_and_bytes_are_those_of_hand_counts",
     ),
     Mutant(

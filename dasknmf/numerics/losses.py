@@ -79,7 +79,8 @@ class Frobenius(Loss):
 
     def terms(self, V: Slab, moving: Sequence[Array], fixed: Sequence[Array]) -> list[Terms]:
         """One wide product for all models: V @ [F_1 | F_2 | ...]."""
-        cross = kernels.matmul(V, np.concatenate(list(fixed), axis=1))
+        side_by_side = fixed[0] if len(fixed) == 1 else np.concatenate(list(fixed), axis=1)
+        cross = kernels.matmul(V, side_by_side)
         edges = np.cumsum([F.shape[1] for F in fixed])[:-1]
         pieces = np.split(cross, edges, axis=1)
         return [Normal(c, kernels.gram(F)) for c, F in zip(pieces, fixed, strict=True)]

@@ -163,7 +163,7 @@ def make_plan(matrix: Matrix, job: Job, machines: Machines) -> Plan:
         resident=resident,
         worker=worker,
         client=client,
-        tasks=tasks_per_pass(len(matrix.heights), job.waves),
+        tasks=tasks_per_pass(matrix, job, machines, resident),
         read=0 if resident else matrix.nbytes,
         moved=moved_per_pass(matrix, job, machines.workers),
     )
@@ -280,10 +280,25 @@ def wave_sizes(slabs: int, waves: int) -> list[int]:
     return [len(range(j, slabs, waves)) for j in range(waves)]
 
 
-def tasks_per_pass(slabs: int, waves: int) -> int:
-    """One a slab, and those that merge their sums."""
-    merges = (sum(map(len, planning.tree_levels(size))) for size in wave_sizes(slabs, waves))
-    return slabs + sum(merges)
+def tasks_per_pass(matrix: Matrix, job: Job, machines: Machines, resident: bool) -> int:
+    """Visits to slabs, and the tasks that merge their sums.
+
+    Threads have a task a slab. On workers slabs share a task that are on one of them (of the few
+    that meet in a node of the tree, each worker is taken to have some), or that are loaded anew.
+    """
+    count = 0
+    for size in wave_sizes(len(matrix.heights), job.waves):
+        levels = planning.tree_levels(size)
+        if not machines.workers:
+            count += size + sum(map(len, levels))
+            continue
+        most = planning.most_in_bundle(size, machines.slots, matrix.slab or None)
+        for node in map(len, levels[0]):
+            places = min(node, machines.workers) if resident and most > 1 else 1
+            bundles = max(places, -(-node // most))
+            count += bundles + (bundles > 1)
+        count += sum(map(len, levels[1:]))
+    return count
 
 
 def moved_per_pass(matrix: Matrix, job: Job, workers: int) -> int:

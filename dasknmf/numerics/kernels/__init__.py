@@ -25,6 +25,7 @@ SINGULAR = 1e-12  # eigenvalues of a Gram matrix, in parts of the largest: as go
 ROUGH = 1e-7  # smallest over largest: below, what the inverse gives has lost too many digits;
 FINE = 1e-3  # above, it need not be refined;
 CLOSE = 1 / 6  # above, sweeps converge faster than pivots are made
+GRAM_BYTES = 1 << 17
 TILE_BYTES = 1 << 20  # a tile of W H and its slab rows stay in the second-level cache
 
 
@@ -93,9 +94,13 @@ def matmul(V: Slab, fixed: Array) -> Float64:
 
 
 def gram(factor: Array) -> Float64:
-    """FᵀF in float64, shape (k, k)."""
-    tall = own(factor.astype(np.float64, copy=False))
-    result: Float64 = tall.T @ tall
+    """FᵀF in float64, shape (k, k); a tile of F at a time, so that its wide copy stays in cache."""
+    k = factor.shape[1]
+    result: Float64 = np.zeros((k, k))
+    height = max(64, GRAM_BYTES // (8 * max(k, 1)))
+    for start in range(0, factor.shape[0], height):
+        tall = own(factor[start : start + height].astype(np.float64, copy=False))
+        result += tall.T @ tall
     return result
 
 
@@ -146,37 +151,34 @@ def solve_rows(
     rows that this does not solve, as in :func:`descend_rows` from ``start`` (None: from there).
     """
     units = _even_units(gram_matrix)
-    G = own(gram_matrix * units * units[:, None] + np.diag((units == 0.0).astype(float)))
-    values, vectors = np.linalg.eigh(G)
+    even = gram_matrix * units * units[:, None] + np.diag((units == 0.0).astype(float))
+    values, vectors = np.linalg.eigh(even)
     largest = float(values[-1]) if values.size else 0.0
     pivoted = bool(values.size and ROUGH * largest < values[0] < CLOSE * largest)
     if start is not None and not pivoted:
         return descend_rows(cross, gram_matrix, start, sweeps, tol, gain, finish=True)
     kept = values > SINGULAR * largest
-    inverse = own((vectors[:, kept] / values[kept]) @ vectors[:, kept].T)
-    C = own(cross * units)
+    inverse = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
+    inverse = own(inverse * units * units[:, None])
+    C, G = own(cross), own(gram_matrix)
     out: Float64 = C @ inverse
     live = np.arange(out.shape[0])
     if pivoted:
         solved = np.zeros(out.shape[0], np.bool_)
         refine = bool(values[0] < FINE * largest)
         most = max(values.size // 2, 1)
-        loops("pivot").pivot_rows(C, G, inverse, most, refine, out, solved)
+        loops("pivot").pivot_rows(C, G, inverse, units, most, refine, out, solved)
         live = np.flatnonzero(~solved)
     before = np.zeros(out.shape[0])
     loops("nnls").descend_rows(C, G, out, live, before, sweeps, tol, gain, True)
-    out *= units
     return out
 
 
 def _even_units(gram_matrix: Float64) -> Float64:
-    """Powers of two (exact) that bring the diagonal near one, so that scales do not count.
-
-    Zero for a component that is zero itself.
-    """
-    diagonal = np.maximum(np.diag(gram_matrix), 0.0)
-    units: Float64 = np.ldexp(1.0, -np.frexp(np.sqrt(diagonal))[1])
-    units[diagonal == 0.0] = 0.0
+    """What makes the diagonal one, so that scales do not count; zero for a zero component."""
+    diagonal = np.diag(gram_matrix)
+    units: Float64 = np.zeros(diagonal.size)
+    np.divide(1.0, np.sqrt(np.maximum(diagonal, 0.0)), out=units, where=diagonal > 0.0)
     return units
 
 

@@ -50,29 +50,30 @@ def _multipliers(inverse, x, bound, size, chol, m):
 
 
 @helper(CONTRACT)
-def _wrong_sides(inverse, w, is_bound, bound, size, m, largest, wrong):
+def _wrong_sides(inverse, units, w, is_bound, bound, size, m, largest, wrong):
     """List bound coefficients with a negative multiplier, and free ones that are negative."""
     count = 0
     for a in range(w.size):
-        if not is_bound[a] and w[a] < -WRONG * largest:
+        if not is_bound[a] and w[a] < -WRONG * largest * units[a]:
             wrong[count] = a
             count += 1
     for i in range(size):
         z = bound[i]
-        if m[i] * inverse[z, z] < -WRONG * largest:
+        if m[i] * inverse[z, z] < -WRONG * largest * units[z]:
             wrong[count] = z
             count += 1
     return count
 
 
 @helper(CONTRACT)
-def _pivot(inverse, x, w, is_bound, bound, wrong, chol, m):
+def _pivot(inverse, units, x, w, is_bound, bound, wrong, chol, m):
     """Solve one row into ``w``; False where it is better left to sweeps."""
     k, most = x.size, bound.size
     largest, fewest, patience = 0.0, k + 1, PATIENCE
     for a in range(k):
         is_bound[a] = x[a] < 0.0
-        largest = max(largest, abs(x[a]))
+        if units[a] > 0.0:
+            largest = max(largest, abs(x[a]) / units[a])
     for _ in range(ROUNDS):
         size = 0
         for a in range(k):
@@ -87,7 +88,7 @@ def _pivot(inverse, x, w, is_bound, bound, wrong, chol, m):
         for i in range(size):
             for a in range(k):
                 w[a] += m[i] * inverse[bound[i], a]
-        count = _wrong_sides(inverse, w, is_bound, bound, size, m, largest, wrong)
+        count = _wrong_sides(inverse, units, w, is_bound, bound, size, m, largest, wrong)
         if count == 0:
             return True
         patience = PATIENCE if count < fewest else patience - 1
@@ -118,6 +119,8 @@ def _refine(c, gram, inverse, w, is_bound, bound, chol, m, left, x):
         for a in range(k):
             left[a] -= w[b] * gram[b, a]
     for b in range(k):
+        if is_bound[b]:
+            continue  # its gradient is its multiplier's business, and would drown the others
         for a in range(k):
             x[a] += left[b] * inverse[b, a]
     _multipliers(inverse, x, bound, size, chol, m)
@@ -129,10 +132,11 @@ def _refine(c, gram, inverse, w, is_bound, bound, chol, m, left, x):
 
 
 @entry(CONTRACT)
-def pivot_rows(cross, gram, inverse, most, refine, rows, solved):
+def pivot_rows(cross, gram, inverse, units, most, refine, rows, solved):
     """Replace unconstrained solutions by constrained ones where at most ``most`` are bound.
 
-    A row that is not ``solved`` so stays as it is. ``refine`` where G is so ill-conditioned that
+    A row that is not ``solved`` so stays as it is. ``units``: what counts as one, for each
+    coefficient (zero: for none). ``refine`` where G is so ill-conditioned that
     its inverse leaves more than rounding of the gradient.
     """
     k = gram.shape[0]
@@ -141,7 +145,7 @@ def pivot_rows(cross, gram, inverse, most, refine, rows, solved):
     is_bound, bound, wrong = np.empty(k, np.bool_), np.empty(most, np.int64), np.empty(k, np.int64)
     for i in range(rows.shape[0]):
         x = rows[i]
-        solved[i] = _pivot(inverse, x, w, is_bound, bound, wrong, chol, m)
+        solved[i] = _pivot(inverse, units, x, w, is_bound, bound, wrong, chol, m)
         if not solved[i]:
             continue
         if refine:
