@@ -163,7 +163,7 @@ MUTANTS = [
     ),
     Mutant(
         "pivots are not refined", KERNELS,
-        "refine = bool(values[0] < FINE * largest)", "refine = False",
+        "refined=smallest < FINE * largest", "refined=False",
         "test_pivot.py::test_ill_conditioned_rows_are_refined",
     ),
     Mutant(

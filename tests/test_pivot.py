@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from dasknmf.numerics import kernels
 from dasknmf.numerics.kernels import pivot
 
-SWEEPS, TOL = 24, 1e-10
+
+def solved(C, G, start=None):
+    """What a fit does: sweeps, tolerance."""
+    return kernels.solve_rows(C, kernels.row_system(G), start, 24, 1e-10)
 
 
 def problem(seed, k, rows, *, spread=1.0, shift=0.5):
@@ -44,7 +47,7 @@ def violation(C, G, W):
 @settings(deadline=None, max_examples=60)
 def test_rows_are_those_of_all_sets_tried_in_turn(seed, k, shift):
     C, G = problem(seed, k, 5, shift=shift)
-    found = kernels.solve_rows(C, G, None, SWEEPS, TOL)
+    found = solved(C, G)
     expected = [naive.nnls(G.tolist(), c) for c in C.tolist()]
     np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9 * np.abs(C).max())
 
@@ -79,31 +82,31 @@ def test_ill_conditioned_rows_are_refined():
     C = rng.random((200, 50)) @ F
     assert violation(C, G, solved_alone(C, G, 8)[0]) > 1e-12
     assert violation(C, G, solved_alone(C, G, 8, refine=True)[0]) < 1e-14
-    assert violation(C, G, kernels.solve_rows(C, G, None, SWEEPS, TOL)) < 1e-14
+    assert violation(C, G, solved(C, G)) < 1e-14
 
 
 def test_scales_and_dead_components_change_nothing(rng):
     C, G = problem(5, 9, 100, shift=0.3)
-    W = kernels.solve_rows(C, G, None, SWEEPS, TOL)
+    W = solved(C, G)
     units = 2.0 ** rng.integers(-300, 300, 9)
-    stretched = kernels.solve_rows(C * units, G * units * units[:, None], None, SWEEPS, TOL)
+    stretched = solved(C * units, G * units * units[:, None])
     np.testing.assert_allclose(stretched * units, W, rtol=1e-12, atol=1e-13 * W.max())
     more = np.insert(np.insert(G, 4, 0, axis=0), 4, 0, axis=1)
-    wider = kernels.solve_rows(np.insert(C, 4, 0, axis=1), more, None, SWEEPS, TOL)
+    wider = solved(np.insert(C, 4, 0, axis=1), more)
     np.testing.assert_allclose(np.delete(wider, 4, axis=1), W, rtol=1e-12, atol=1e-14 * W.max())
     assert (wider[:, 4] == 0).all()
 
 
 def test_a_start_does_not_change_what_pivots_find(rng):
     C, G = problem(6, 9, 100, shift=0.3)
-    cold, warm = (kernels.solve_rows(C, G, F, SWEEPS, TOL) for F in (None, rng.random((100, 9))))
+    cold, warm = (solved(C, G, F) for F in (None, rng.random((100, 9))))
     np.testing.assert_array_equal(cold, warm)
 
 
 @pytest.mark.parametrize("k", [1, 6])
 def test_no_rows_at_all_give_none(k):
     C, G = problem(0, k, 0)
-    assert kernels.solve_rows(C, G, None, SWEEPS, TOL).shape == (0, k)
+    assert solved(C, G).shape == (0, k)
 
 
 def test_most_rows_of_dense_data_are_solved_by_pivots(monkeypatch):
@@ -128,7 +131,7 @@ def test_most_rows_of_dense_data_are_solved_by_pivots(monkeypatch):
     )
     V = planted(np.random.default_rng(0), 2000, 60, k=10, noise=0.1)
     H = np.random.default_rng(1).random((60, 10))
-    W = kernels.solve_rows(V @ H, H.T @ H, None, SWEEPS, TOL)
+    W = solved(V @ H, H.T @ H)
     assert W.shape == (2000, 10)
     assert rows == [2000]
     assert sum(swept) < 100

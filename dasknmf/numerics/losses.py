@@ -22,7 +22,7 @@ import numpy as np
 
 from dasknmf.numerics import kernels, weighted
 from dasknmf.numerics.errors import DataError, ParameterError
-from dasknmf.numerics.kernels import Array, Slab
+from dasknmf.numerics.kernels import Array, Float64, Slab
 from dasknmf.numerics.observed import Observed
 from dasknmf.numerics.terms import Columns, Each, Exponent, Normal, Split, Terms
 
@@ -78,12 +78,17 @@ class Frobenius(Loss):
     degree: float = 2.0
 
     def terms(self, V: Slab, moving: Sequence[Array], fixed: Sequence[Array]) -> list[Terms]:
+        """A product and a Gram matrix for each model."""
+        products = self.products(V, fixed)
+        return [Normal(c, kernels.gram(F)) for c, F in zip(products, fixed, strict=True)]
+
+    def products(self, V: Slab, fixed: Sequence[Array]) -> list[Float64]:
         """One wide product for all models: V @ [F_1 | F_2 | ...]."""
-        side_by_side = fixed[0] if len(fixed) == 1 else np.concatenate(list(fixed), axis=1)
-        cross = kernels.matmul(V, side_by_side)
+        if len(fixed) == 1:
+            return [kernels.matmul(V, fixed[0])]
+        cross = kernels.matmul(V, np.concatenate(list(fixed), axis=1))
         edges = np.cumsum([F.shape[1] for F in fixed])[:-1]
-        pieces = np.split(cross, edges, axis=1)
-        return [Normal(c, kernels.gram(F)) for c, F in zip(pieces, fixed, strict=True)]
+        return np.split(cross, edges, axis=1)
 
     def value(self, terms: Terms, moving: Array, squared_norm: float) -> float:
         """1/2 (||V||² - 2 <C, F> + <G, FᵀF>), never below zero."""

@@ -218,7 +218,7 @@ class SolveRows:
             return exact.astype(Ht.dtype, copy=False)
         start = np.zeros((V.shape[0], Ht.shape[1]), dtype=Ht.dtype)
         if not self.solver.carries_rows:
-            return self._step(V, start, Ht)
+            return self.solver.rows(self.loss, V, (start,), (Ht,), (self.penalty,))[0]
         return self._iterate(V, start, Ht)
 
     def _step(self, V: Slab, rows: Array, Ht: Array) -> Array:

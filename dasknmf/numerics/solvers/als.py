@@ -19,8 +19,8 @@ from typing import ClassVar, final
 import numpy as np
 
 from dasknmf.numerics import kernels, weighted
-from dasknmf.numerics.kernels import Array, Slab
-from dasknmf.numerics.losses import Loss
+from dasknmf.numerics.kernels import Array, Float64, Slab
+from dasknmf.numerics.losses import Frobenius, Loss
 from dasknmf.numerics.observed import Observed
 from dasknmf.numerics.solvers.base import Gains, Prices, Rows, Solver
 from dasknmf.numerics.terms import Each, Normal, Terms
@@ -57,20 +57,50 @@ class ALS(Solver):
     def rows(
         self, loss: Loss, V: Slab, old: Rows, fixed: Rows, prices: Prices, gains: Gains = None
     ) -> Rows:
-        """As ever; where not every entry counts the same, tile by tile."""
-        if not isinstance(V, Observed):
-            return super().rows(loss, V, old, fixed, prices, gains)
-        rules = self._rules(prices, gains)
-        return tuple(weighted.least_squares(V, fixed, rules, share=False)[0])
+        """Tile by tile; the old rows are not looked at."""
+        if isinstance(V, Observed):
+            rules = self._rules(prices, gains)
+            return tuple(weighted.least_squares(V, fixed, rules, share=False)[0])
+        return self._walk(loss, V, fixed, prices, gains, None)
 
     def visit(
         self, loss: Loss, V: Slab, old: Rows, fixed: Rows, prices: Prices, gains: Gains = None
     ) -> tuple[Rows, list[Terms]]:
-        """As ever; where not every entry counts the same, tile by tile."""
-        if not isinstance(V, Observed):
-            return super().visit(loss, V, old, fixed, prices, gains)
-        rows, terms = weighted.least_squares(V, fixed, self._rules(prices, gains))
-        return tuple(rows), list(terms)
+        """Rows and their share in one walk over the slab: a tile is used twice while it is near."""
+        if isinstance(V, Observed):
+            rows, terms = weighted.least_squares(V, fixed, self._rules(prices, gains))
+            return tuple(rows), list(terms)
+        shares = [np.zeros(F.shape) for F in fixed]
+        new = self._walk(loss, V, fixed, prices, gains, shares)
+        return new, [Normal(c, kernels.gram(W)) for c, W in zip(shares, new, strict=True)]
+
+    def _walk(
+        self, loss: Loss, V: Slab, fixed: Rows, prices: Prices, gains: Gains,
+        shares: list[Float64] | None,
+    ) -> Rows:  # fmt: skip
+        """Rows of every model; what they bring to the other half is added to ``shares``."""
+        assert isinstance(loss, Frobenius)
+        grams = [kernels.gram(F) for F in fixed]
+        none = [np.zeros((0, G.shape[0])) for G in grams]
+        systems = [
+            kernels.row_system(price.apply(Normal(c, G), F).gram)  # type: ignore[union-attr]
+            for price, c, G, F in zip(prices, none, grams, fixed, strict=True)
+        ]
+        new = tuple(np.empty((V.shape[0], F.shape[1]), F.dtype) for F in fixed)
+        for start, stop, tile in kernels.row_tiles(V, sum(F.shape[1] for F in fixed)):
+            products = loss.products(tile, fixed)
+            for n, (cross, G, F) in enumerate(zip(products, grams, fixed, strict=True)):
+                terms = prices[n].apply(Normal(cross, G), F)
+                assert isinstance(terms, Normal)
+                gain = self.gain if gains is None else gains[n]
+                new[n][start:stop] = kernels.solve_rows(
+                    terms.cross, systems[n], None, self.sweeps, self.tol, gain
+                )
+            if shares is not None:
+                found = loss.products(tile.T, [W[start:stop] for W in new])
+                for total, share in zip(shares, found, strict=True):
+                    total += share
+        return new
 
     def _rules(self, prices: Prices, gains: Gains) -> list[weighted.Solve]:
         return [
@@ -88,5 +118,6 @@ class ALS(Solver):
             return solved.astype(F.dtype, copy=False)
         assert isinstance(terms, Normal)
         old = F if self.warm and F.any() else None
-        rows = kernels.solve_rows(terms.cross, terms.gram, old, self.sweeps, self.tol, self.gain)
+        system = kernels.row_system(terms.gram)
+        rows = kernels.solve_rows(terms.cross, system, old, self.sweeps, self.tol, self.gain)
         return rows.astype(F.dtype, copy=False)
