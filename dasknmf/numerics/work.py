@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -118,6 +119,11 @@ class Step:
         """The penalty of the rows of each model."""
         return (self.penalty,) * len(self.fixed) if self.penalties is None else self.penalties
 
+    @cached_property
+    def _ready(self) -> Any:
+        """Made by the first slab that a process visits."""
+        return self.solver.ready(self.fixed, self.prices)
+
     @property
     def name(self) -> str:
         """Such as ``nmf-als-pass``."""
@@ -130,7 +136,10 @@ class Step:
             return rows, StepSums(inspection, ())
         old = self.starting_rows(rows, place)
         if self.move:
-            new, terms = self.solver.visit(self.loss, V, old, self.fixed, self.prices, self.gains)
+            ready = None if isinstance(V, Observed) else self._ready
+            new, terms = self.solver.visit(
+                self.loss, V, old, self.fixed, self.prices, self.gains, ready
+            )
         else:
             new, terms = old, self.loss.share(V, self.fixed, old)
         models = tuple(

@@ -176,6 +176,7 @@ def warm_up() -> None:
             for dtype in (np.float32, np.float64):
                 data = V.astype(dtype)
                 fit_until(data, 3, 0, passes=4, beta_loss=beta_loss)
+                fit_until(data, 3, 0, passes=4, beta_loss=beta_loss, solver="mu")
     for solver in ("cd", "mu"):
         model = decomposition.NMF(3, solver=solver, max_iter=3)
         clock(lambda model=model: model.fit_transform(dense))

@@ -14,7 +14,7 @@ non-negativity-constrained least squares algorithm, J. Chemometrics 11, 1997 (th
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from dasknmf.numerics.losses import Frobenius, Loss
 from dasknmf.numerics.observed import Observed
 from dasknmf.numerics.solvers.base import Gains, Prices, Rows, Solver
 from dasknmf.numerics.terms import Each, Normal, Terms
+
+Ready = tuple[tuple[Float64, kernels.RowSystem], ...]
 
 
 @final
@@ -54,6 +56,16 @@ class ALS(Solver):
         """Stop where less than ``gain`` is left."""
         return replace(self, gain=gain, warm=warm)
 
+    def ready(self, fixed: Rows, prices: Prices) -> Ready:
+        """Gram matrices, and what rows are solved with."""
+        found = []
+        for F, price in zip(fixed, prices, strict=True):
+            G = kernels.gram(F)
+            priced = price.apply(Normal(np.zeros((0, G.shape[0])), G), F)
+            assert isinstance(priced, Normal)
+            found.append((G, kernels.row_system(priced.gram)))
+        return tuple(found)
+
     def rows(
         self, loss: Loss, V: Slab, old: Rows, fixed: Rows, prices: Prices, gains: Gains = None
     ) -> Rows:
@@ -61,40 +73,37 @@ class ALS(Solver):
         if isinstance(V, Observed):
             rules = self._rules(prices, gains)
             return tuple(weighted.least_squares(V, fixed, rules, share=False)[0])
-        return self._walk(loss, V, fixed, prices, gains, None)
+        return self._walk(loss, V, fixed, prices, gains, self.ready(fixed, prices), None)
 
     def visit(
-        self, loss: Loss, V: Slab, old: Rows, fixed: Rows, prices: Prices, gains: Gains = None
-    ) -> tuple[Rows, list[Terms]]:
+        self, loss: Loss, V: Slab, old: Rows, fixed: Rows, prices: Prices, gains: Gains = None,
+        ready: Any = None,
+    ) -> tuple[Rows, list[Terms]]:  # fmt: skip
         """Rows and their share in one walk over the slab: a tile is used twice while it is near."""
         if isinstance(V, Observed):
             rows, terms = weighted.least_squares(V, fixed, self._rules(prices, gains))
             return tuple(rows), list(terms)
         shares = [np.zeros(F.shape) for F in fixed]
-        new = self._walk(loss, V, fixed, prices, gains, shares)
+        ready = ready or self.ready(fixed, prices)
+        new = self._walk(loss, V, fixed, prices, gains, ready, shares)
         return new, [Normal(c, kernels.gram(W)) for c, W in zip(shares, new, strict=True)]
 
     def _walk(
-        self, loss: Loss, V: Slab, fixed: Rows, prices: Prices, gains: Gains,
+        self, loss: Loss, V: Slab, fixed: Rows, prices: Prices, gains: Gains, ready: Ready,
         shares: list[Float64] | None,
     ) -> Rows:  # fmt: skip
         """Rows of every model; what they bring to the other half is added to ``shares``."""
         assert isinstance(loss, Frobenius)
-        grams = [kernels.gram(F) for F in fixed]
-        none = [np.zeros((0, G.shape[0])) for G in grams]
-        systems = [
-            kernels.row_system(price.apply(Normal(c, G), F).gram)  # type: ignore[union-attr]
-            for price, c, G, F in zip(prices, none, grams, fixed, strict=True)
-        ]
         new = tuple(np.empty((V.shape[0], F.shape[1]), F.dtype) for F in fixed)
         for start, stop, tile in kernels.row_tiles(V, sum(F.shape[1] for F in fixed)):
             products = loss.products(tile, fixed)
-            for n, (cross, G, F) in enumerate(zip(products, grams, fixed, strict=True)):
-                terms = prices[n].apply(Normal(cross, G), F)
+            for n, (cross, F) in enumerate(zip(products, fixed, strict=True)):
+                gram, system = ready[n]
+                terms = prices[n].apply(Normal(cross, gram), F)
                 assert isinstance(terms, Normal)
                 gain = self.gain if gains is None else gains[n]
                 new[n][start:stop] = kernels.solve_rows(
-                    terms.cross, systems[n], None, self.sweeps, self.tol, gain
+                    terms.cross, system, None, self.sweeps, self.tol, gain
                 )
             if shares is not None:
                 found = loss.products(tile.T, [W[start:stop] for W in new])

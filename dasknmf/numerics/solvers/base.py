@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from dasknmf.numerics.errors import ParameterError
 from dasknmf.numerics.kernels import Array, Slab
@@ -88,13 +88,18 @@ class Solver(ABC):
             )
         )
 
+    def ready(self, fixed: Rows, prices: Prices) -> Any:
+        """What visits need that depends on the fixed factors alone: made once for all slabs."""
+        return None
+
     def visit(
-        self, loss: Loss, V: Slab, old: Rows, fixed: Rows, prices: Prices, gains: Gains = None
-    ) -> tuple[Rows, list[Terms]]:
+        self, loss: Loss, V: Slab, old: Rows, fixed: Rows, prices: Prices, gains: Gains = None,
+        ready: Any = None,
+    ) -> tuple[Rows, list[Terms]]:  # fmt: skip
         """New rows of a slab for every model, and their terms of the other half.
 
         ``prices``: the penalty of each model's rows. ``gains``: what rows of each model may leave
-        to gain (:meth:`loosened`); None: nothing.
+        to gain (:meth:`loosened`); None: nothing. ``ready``: from :meth:`ready`; None: made here.
         """
         new = self.rows(loss, V, old, fixed, prices, gains)
         return new, loss.terms(V.T, fixed, new)

@@ -17,7 +17,7 @@ exact rows are sparse at once, and what has become zero guides H into a poorer o
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
@@ -95,8 +95,9 @@ class Newton(Solver):
             )
 
     def visit(
-        self, loss: Loss, V: Slab, old: Rows, fixed: Rows, prices: Prices, gains: Gains = None
-    ) -> tuple[Rows, list[Terms]]:
+        self, loss: Loss, V: Slab, old: Rows, fixed: Rows, prices: Prices, gains: Gains = None,
+        ready: Any = None,
+    ) -> tuple[Rows, list[Terms]]:  # fmt: skip
         """Rows and terms in one walk over the entries; the old rows are not looked at."""
         solved = [self._visit(V, Ht, price) for Ht, price in zip(fixed, prices, strict=True)]
         return tuple(rows for rows, _ in solved), [terms for _, terms in solved]
