@@ -307,7 +307,8 @@ def moved_per_pass(matrix: Matrix, job: Job, workers: int) -> int:
     Both pass through the scheduler on their way from and to the client. Of the sums that meet,
     those that were formed there do not move. The scheduler weighs the move against the wait: they
     meet where most of them are (by chance), or just anywhere. This is half-way (4 workers, 8 that
-    meet: 4.5 to 5.6 of them were seen to move, where these two would be 4.5 and 6).
+    meet: 4.5 to 5.6 of them were seen to move, where these two would be 4.5 and 6). Where one task
+    loads and visits all that meet, less moves.
     """
     if not workers:
         return 0

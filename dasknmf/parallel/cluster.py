@@ -1,10 +1,10 @@
 """Slabs on the workers of a distributed cluster.
 
-What was measured, and shapes this file: one fused task a slab plus the merge tree, since a task
-costs 2 ms; factors are scattered, never literal arguments (the scheduler keeps those for good);
-carried rows are put in the worker's memory as data without ancestry, so that the scheduler's task
-count stays flat; a lost worker costs a repeated visit from the factors that the client holds. No
-task is bound to a worker: the death of that one would be waited for.
+What was measured, and shapes this file: one fused task a slab, or a few small slabs, plus the merge
+tree, since a task costs 2 ms; factors are scattered, never literal arguments (the scheduler keeps
+those for good); carried rows are put in the worker's memory as data without ancestry, so that the
+scheduler's task count stays flat; a lost worker costs a repeated visit from the factors that the
+client holds. No task is bound to a worker: the death of that one would be waited for.
 """
 
 from __future__ import annotations
