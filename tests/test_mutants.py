@@ -162,6 +162,11 @@ MUTANTS = [
         "test_pivot.py::test_pivots_solve_rows_to_their_optimum",
     ),
     Mutant(
+        "a tile's share comes from the rows of the first", "numerics/solvers/als.py",
+        "[W[start:stop] for W in new]", "[W[: stop - start] for W in new]",
+        f"{SOLVERS}::test_a_walk_by_tiles_is_that_over_the_whole_slab",
+    ),
+    Mutant(
         "pivots are not refined", KERNELS,
         "refined=smallest < FINE * largest", "refined=False",
         "test_pivot.py::test_ill_conditioned_rows_are_refined",

@@ -9,9 +9,11 @@ from pairs import PAIRS, SMOOTH
 
 from dasknmf.numerics import kernels
 from dasknmf.numerics.errors import ParameterError
+from dasknmf.numerics.inspection import Place
 from dasknmf.numerics.losses import make_loss
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import available, make_solver
+from dasknmf.numerics.work import Step
 
 PLAIN = Penalty()
 DTYPES = {np.float64: 1e-10, np.float32: 2e-5}
@@ -162,6 +164,47 @@ def test_exact_rows_satisfy_kkt_even_when_ill_conditioned(seed, condition):
     assert (F >= 0).all()
     assert (gradient >= -1e-12 * scale).all()
     assert (np.abs(gradient)[F > 0] <= (1e-12 * scale * np.ones_like(F))[F > 0]).all()
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("penalty", [Penalty(0.0, 0.0), Penalty(0.3, 0.2)])
+def test_a_walk_by_tiles_is_that_over_the_whole_slab(sparse, penalty, rng, monkeypatch):
+    """Rows and sums of two models at once; nothing is copied of a CSR slab's entries."""
+    V = sparse_counts(rng, 301, 40, 6) if sparse else planted(rng, 301, 40)
+    loss = make_loss(2.0)
+    fixed = (rng.random((40, 5)), rng.random((40, 3)))
+    old = tuple(np.zeros((301, F.shape[1])) for F in fixed)
+    solver, prices = make_solver("als", loss), (penalty, penalty)
+    whole = solver.visit(loss, V, old, fixed, prices)
+    monkeypatch.setattr(kernels, "WALK_BYTES", 1 << 10)
+    assert [(a, b) for a, b, _ in kernels.row_tiles(V, 8)] == [
+        (0, 64), (64, 128), (128, 192), (192, 256), (256, 301)
+    ]  # fmt: skip
+    for a, b, tile in kernels.row_tiles(V, 8):
+        values, entries = (tile.data, V.data) if sparse else (tile, V)
+        assert np.shares_memory(values, entries)
+        difference = tile - V[a:b]
+        assert not (difference.nnz if sparse else difference.any())
+    tiled = solver.visit(loss, V, old, fixed, prices)
+    alone = solver.rows(loss, V, old, fixed, prices)
+    for part, W, same in zip(whole[0], tiled[0], alone, strict=True):
+        np.testing.assert_allclose(W, part, rtol=1e-9, atol=1e-12)
+        np.testing.assert_array_equal(W, same)
+    for terms, of_tiles, W in zip(whole[1], tiled[1], tiled[0], strict=True):
+        np.testing.assert_allclose(of_tiles.cross, terms.cross, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(of_tiles.cross, V.T @ W, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(of_tiles.gram, W.T @ W, rtol=1e-12, atol=1e-12)
+
+
+def test_what_rows_are_solved_with_is_made_once_for_all_slabs(rng, monkeypatch):
+    made = []
+    row_system = kernels.row_system
+    monkeypatch.setattr(kernels, "row_system", lambda G: made.append(1) or row_system(G))
+    V, loss = planted(rng, 90, 12), make_loss(2.0)
+    step = Step(loss, make_solver("als", loss), Penalty(0.0, 0.0), (rng.random((12, 3)),))
+    for i in range(3):
+        step(V[30 * i : 30 * i + 30], None, Place(i, 30 * i, 30 * i + 30))
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize("name", ["als", "hals", "pg"])

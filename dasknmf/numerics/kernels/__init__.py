@@ -250,8 +250,10 @@ def _csr_rows(V: Slab, start: int, stop: int) -> Slab:
     if start == 0 and stop == V.shape[0]:
         return V
     first, last = V.indptr[start], V.indptr[stop]
-    parts = (V.data[first:last], V.indices[first:last], V.indptr[start : stop + 1] - first)
-    return sp.csr_array(parts, shape=(stop - start, V.shape[1]), copy=False)
+    part = sp.csr_array((stop - start, V.shape[1]), dtype=V.dtype)
+    part.data, part.indices = V.data[first:last], V.indices[first:last]  # made of them, it copies
+    part.indptr = V.indptr[start : stop + 1] - first
+    return part
 
 
 def beta_terms(V: Slab, moving: Array, fixed: Array, beta: float) -> tuple[Float64, Float64, float]:
