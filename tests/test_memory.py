@@ -44,6 +44,7 @@ def test_tasks_and_bytes_are_those_of_hand_counts():
     assert memory.tasks_per_pass(DENSE, Job(k=9), TWO, False) == 8 * (3 + 1) + 1
     assert memory.tasks_per_pass(DENSE, Job(k=9), replace(TWO, workers=4), True) == 8 * (4 + 1) + 1
     small = replace(DENSE, nbytes=64 * MB)
+    assert memory.tasks_per_pass(small, Job(k=9, carries_rows=True), TWO, True) == 64 + 8 + 1
     assert memory.tasks_per_pass(small, Job(k=9), TWO, False) == 8 * 1 + 1
     assert memory.tasks_per_pass(small, Job(k=9, waves=4), TWO, True) == 4 * (2 * (2 + 1) + 1)
     assert memory.wave_sizes(10, 4) == [3, 3, 2, 2]

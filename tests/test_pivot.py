@@ -97,6 +97,25 @@ def test_scales_and_dead_components_change_nothing(rng):
     assert (wider[:, 4] == 0).all()
 
 
+@pytest.mark.parametrize("size", [1e-155, 1e-160])
+def test_a_component_of_next_to_nothing_leaves_the_others_finite(size):
+    """Its squared norm is no normal number any more."""
+    C, G = problem(7, 6, 50)
+    units = np.where(np.arange(6) == 2, size, 1.0)
+    W = solved(C * units, G * units * units[:, None])
+    others = np.delete(np.arange(6), 2)
+    np.testing.assert_array_equal(W[:, 2], 0.0)
+    alone = solved(C[:, others], G[np.ix_(others, others)])
+    np.testing.assert_allclose(W[:, others], alone, rtol=1e-9, atol=1e-12 * alone.max())
+
+
+def test_what_is_no_number_is_not_taken_for_solved():
+    C, G = problem(8, 6, 50)
+    C[3, 1], C[4, 0] = np.nan, np.inf
+    with np.errstate(invalid="ignore"):
+        assert not solved_alone(C, G, 6)[1][[3, 4]].any()
+
+
 def test_a_start_does_not_change_what_pivots_find(rng):
     C, G = problem(6, 9, 100, shift=0.3)
     cold, warm = (solved(C, G, F) for F in (None, rng.random((100, 9))))

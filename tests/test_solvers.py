@@ -1,5 +1,7 @@
 """The contract of every (loss, solver) pair, each found by itself."""
 
+import pickle
+
 import naive
 import numpy as np
 import pytest
@@ -205,6 +207,14 @@ def test_what_rows_are_solved_with_is_made_once_for_all_slabs(rng, monkeypatch):
     for i in range(3):
         step(V[30 * i : 30 * i + 30], None, Place(i, 30 * i, 30 * i + 30))
     assert len(made) == 1
+    assert "_ready" not in pickle.loads(pickle.dumps(step)).__dict__
+
+
+def test_tiles_are_large_where_what_each_brings_is():
+    """Columns × width: 800 rows of 20,000 columns were 19 % slower in 13 tiles than whole."""
+    V = np.zeros((800, 20_000), np.float32)
+    assert len(list(kernels.row_tiles(V, 20))) < 6
+    assert len(list(kernels.row_tiles(np.zeros((16_000, 1000), np.float32), 20))) == 16
 
 
 @pytest.mark.parametrize("name", ["als", "hals", "pg"])

@@ -284,7 +284,8 @@ def tasks_per_pass(matrix: Matrix, job: Job, machines: Machines, resident: bool)
     """Visits to slabs, and the tasks that merge their sums.
 
     Threads have a task a slab. On workers slabs share a task that are on one of them (of the few
-    that meet in a node of the tree, each worker is taken to have some), or that are loaded anew.
+    that meet in a node of the tree, each worker is taken to have some), or that are loaded anew;
+    not where rows are carried.
     """
     count = 0
     for size in wave_sizes(len(matrix.heights), job.waves):
@@ -293,6 +294,7 @@ def tasks_per_pass(matrix: Matrix, job: Job, machines: Machines, resident: bool)
             count += size + sum(map(len, levels))
             continue
         most = planning.most_in_bundle(size, machines.slots, matrix.slab or None)
+        most = 1 if job.carries_rows else most
         for node in map(len, levels[0]):
             places = min(node, machines.workers) if resident and most > 1 else 1
             bundles = max(places, -(-node // most))

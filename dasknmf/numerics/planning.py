@@ -22,7 +22,7 @@ WAVE_SLABS = 4  # slabs of a wave, at least
 FAN_IN = 8  # of the merge tree
 RUNS = 4  # stretches of V that a wave consists of
 BUNDLE = 64 << 20  # bytes of slabs that one task may visit one after the other
-ROUNDS = 2  # tasks of a wave for each task slot, at least, where slabs share them
+TASKS = 2  # of a wave for each task slot, at least, where slabs share them
 
 
 def slab_bytes(total: int) -> int:
@@ -107,7 +107,7 @@ def most_in_bundle(slabs: int, slots: int, largest: int | None) -> int:
     """
     if largest is None:
         return 1
-    return max(1, min(slabs // (ROUNDS * max(slots, 1)), BUNDLE // max(largest, 1), FAN_IN))
+    return max(1, min(slabs // (TASKS * max(slots, 1)), BUNDLE // max(largest, 1), FAN_IN))
 
 
 def bundles(holders: Sequence[Hashable], most: int) -> list[list[list[int]]]:

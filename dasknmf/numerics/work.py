@@ -124,6 +124,10 @@ class Step:
         """Made by the first slab that a process visits."""
         return self.solver.ready(self.fixed, self.prices)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what each process makes itself: arrays may be delivered misaligned."""
+        return {name: value for name, value in self.__dict__.items() if name != "_ready"}
+
     @property
     def name(self) -> str:
         """Such as ``nmf-als-pass``."""

@@ -256,7 +256,8 @@ class ClusterExecutor(Executor):
         return self._sources
 
     def _drop_lost_sources(self) -> None:
-        """Forget slabs that the scheduler can't make again by itself."""
+        """Forget slabs that the scheduler can't make again by itself, and where the others were."""
+        self._bundling.forget()
         scattered = self.slabs.graph is None or self._recipes is not None
         gone = {"cancelled", "error"} | ({"lost", "pending"} if scattered else set())
         for i, source in enumerate(self._sources):

@@ -29,6 +29,7 @@ CLOSE = 1 / 6  # above, sweeps converge faster than pivots are made
 GRAM_BYTES = 1 << 17
 WALK_BYTES = 4 << 20  # smaller tiles are nearer, but threads then wait for Python: 1 MB, one thread
 # 22 % less time than without tiles, two threads 4 % more; 4 MB, 16 % and 3 % less
+SHARES = 4  # times what a tile brings to the other half: smaller ones cost more than they gain
 TILE_BYTES = 1 << 20  # a tile of W H and its slab rows stay in the second-level cache
 
 
@@ -157,13 +158,14 @@ class RowSystem(NamedTuple):
 def row_system(gram_matrix: Float64) -> RowSystem:
     """Prepare to solve rows with this Gram matrix."""
     units = _even_units(gram_matrix)
-    even = gram_matrix * units * units[:, None] + np.diag((units == 0.0).astype(float))
+    dead = units == 0.0
+    even = gram_matrix * units * units[:, None] + np.diag(dead.astype(float))
     values, vectors = np.linalg.eigh(even)
     largest, smallest = (float(values[i]) if values.size else 0.0 for i in (-1, 0))
     kept = values > SINGULAR * largest
     inverse = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
     return RowSystem(
-        own(gram_matrix),
+        own(np.where(dead | dead[:, None], 0.0, gram_matrix)),
         own(inverse * units * units[:, None]),
         own(units),
         pivoted=ROUGH * largest < smallest < CLOSE * largest,
@@ -201,10 +203,14 @@ def solve_rows(
 
 
 def _even_units(gram_matrix: Float64) -> Float64:
-    """What makes the diagonal one, so that scales do not count; zero for a zero component."""
+    """What makes the diagonal one, so that scales do not count.
+
+    Zero for a component of zero, or so near to it that the square of this would overflow.
+    """
     diagonal = np.diag(gram_matrix)
+    alive = diagonal > 1e10 * np.finfo(np.float64).tiny
     units: Float64 = np.zeros(diagonal.size)
-    np.divide(1.0, np.sqrt(np.maximum(diagonal, 0.0)), out=units, where=diagonal > 0.0)
+    np.divide(1.0, np.sqrt(np.maximum(diagonal, 0.0)), out=units, where=alive)
     return units
 
 
@@ -233,13 +239,14 @@ def tiles(shape: tuple[int, ...], itemsize: int) -> list[tuple[int, int]]:
 def row_tiles(V: Slab, width: int) -> Iterator[tuple[int, int, Slab]]:
     """Stretches of rows of a slab, (start, stop, rows), that are near when they are used again.
 
-    So are ``width`` columns of results in float64. The tiles depend on the slab's shape and number
-    of entries alone.
+    So are ``width`` columns of results in float64. What every tile costs is its share of the other
+    half, columns × width: it is no smaller than a few of those. No worker or thread counts.
     """
     rows, columns = V.shape
     sparse = is_sparse(V)
     row = V.data.nbytes * 2 // max(rows, 1) if sparse else columns * V.dtype.itemsize
-    height = max(64, WALK_BYTES // max(row, 2 * width * 8, 1))
+    row = max(row, 2 * width * 8, 1)
+    height = max(64, max(WALK_BYTES, SHARES * columns * width * 8) // row)
     for start in range(0, rows, height):
         stop = min(start + height, rows)
         yield start, stop, _csr_rows(V, start, stop) if sparse else V[start:stop]

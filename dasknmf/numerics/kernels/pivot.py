@@ -18,7 +18,7 @@ from dasknmf.numerics.kernels.active import DEPENDENT
 from dasknmf.numerics.kernels.compiling import CONTRACT, entry, helper
 
 PATIENCE = 3  # exchanges of all that do not lower their number, before one by one
-ROUNDS = 12  # exchanges; a row that needs more is left to the sweeps
+EXCHANGES = 12  # of one row; a row that needs more is left to the sweeps
 WRONG = 1e-13  # of the largest coefficient: nearer to zero is no wrong side
 
 
@@ -69,12 +69,15 @@ def _wrong_sides(inverse, units, w, is_bound, bound, size, m, largest, wrong):
 def _pivot(inverse, units, x, w, is_bound, bound, wrong, chol, m):
     """Solve one row into ``w``; False where it is better left to sweeps."""
     k, most = x.size, bound.size
-    largest, fewest, patience = 0.0, k + 1, PATIENCE
+    largest, total, fewest, patience = 0.0, 0.0, k + 1, PATIENCE
     for a in range(k):
         is_bound[a] = x[a] < 0.0
+        total += abs(x[a])
         if units[a] > 0.0:
             largest = max(largest, abs(x[a]) / units[a])
-    for _ in range(ROUNDS):
+    if not total < np.inf:  # nor where it is no number
+        return False
+    for _ in range(EXCHANGES):
         size = 0
         for a in range(k):
             if is_bound[a]:
@@ -105,11 +108,11 @@ def _pivot(inverse, units, x, w, is_bound, bound, wrong, chol, m):
 
 
 @helper(CONTRACT)
-def _refine(c, gram, inverse, w, is_bound, bound, chol, m, left, x):
-    """One step of refinement with the same coefficients bound; ``left`` and x are scratch."""
+def _refine(c, gram, inverse, w, is_bound, bound, chol, m, left, step):
+    """One step of refinement, the same coefficients bound; ``left`` and ``step`` are scratch."""
     k, size = w.size, 0
     left[:] = c
-    x[:] = 0.0
+    step[:] = 0.0
     for a in range(k):
         if is_bound[a]:
             w[a] = 0.0
@@ -122,13 +125,13 @@ def _refine(c, gram, inverse, w, is_bound, bound, chol, m, left, x):
         if is_bound[b]:
             continue  # its gradient is its multiplier's business, and would drown the others
         for a in range(k):
-            x[a] += left[b] * inverse[b, a]
-    _multipliers(inverse, x, bound, size, chol, m)
+            step[a] += left[b] * inverse[b, a]
+    _multipliers(inverse, step, bound, size, chol, m)
     for i in range(size):
         for a in range(k):
-            x[a] += m[i] * inverse[bound[i], a]
+            step[a] += m[i] * inverse[bound[i], a]
     for a in range(k):
-        w[a] += x[a]
+        w[a] += step[a]
 
 
 @entry(CONTRACT)
@@ -140,7 +143,7 @@ def pivot_rows(cross, gram, inverse, units, most, refine, rows, solved):
     its inverse leaves more than rounding of the gradient.
     """
     k = gram.shape[0]
-    w, y, left = np.empty(k), np.empty(k), np.empty(k)
+    w, step, left = np.empty(k), np.empty(k), np.empty(k)
     m, chol = np.empty(most), np.empty((most, most))
     is_bound, bound, wrong = np.empty(k, np.bool_), np.empty(most, np.int64), np.empty(k, np.int64)
     for i in range(rows.shape[0]):
@@ -149,6 +152,6 @@ def pivot_rows(cross, gram, inverse, units, most, refine, rows, solved):
         if not solved[i]:
             continue
         if refine:
-            _refine(cross[i], gram, inverse, w, is_bound, bound, chol, m, left, y)
+            _refine(cross[i], gram, inverse, w, is_bound, bound, chol, m, left, step)
         for a in range(k):
             x[a] = 0.0 if is_bound[a] else max(w[a], 0.0)

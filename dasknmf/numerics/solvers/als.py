@@ -69,7 +69,7 @@ class ALS(Solver):
     def rows(
         self, loss: Loss, V: Slab, old: Rows, fixed: Rows, prices: Prices, gains: Gains = None
     ) -> Rows:
-        """Tile by tile; the old rows are not looked at."""
+        """Tile by tile; the old rows are not looked at (``warm`` counts in :meth:`update`)."""
         if isinstance(V, Observed):
             rules = self._rules(prices, gains)
             return tuple(weighted.least_squares(V, fixed, rules, share=False)[0])
