@@ -50,11 +50,19 @@ def test_tasks_and_bytes_are_those_of_hand_counts():
     assert memory.wave_sizes(10, 4) == [3, 3, 2, 2]
     job = Job(k=10)
     factors, sums = 1000 * 10 * 4, (1000 + 10) * 10 * 8
-    assert memory.moved_per_pass(DENSE, job, 0) == 0
-    assert memory.moved_per_pass(DENSE, job, 1) == 2 * (factors + sums)
-    assert memory.moved_per_pass(DENSE, replace(job, waves=8), 1) == 16 * (factors + sums)
-    away = 8 - (planning.most_together(8, 2) + 4) / 2  # of the eight sums that meet, nine times
-    assert memory.moved_per_pass(DENSE, job, 2) == round(3 * factors + (9 * away + 2) * sums)
+    one = replace(TWO, workers=1)
+    assert memory.moved_per_pass(DENSE, job, here, True) == 0
+    assert memory.moved_per_pass(DENSE, job, one, True) == 2 * (factors + sums)
+    waves = replace(job, waves=8)
+    assert memory.moved_per_pass(DENSE, waves, one, True) == 16 * (factors + sums)
+    together = planning.most_together(8, 2)  # of the eight sums that meet, nine times
+    for slab, task, stay in (
+        (70 * MB, "its own", (together + 4) / 2), (20 * MB, "shared", together), (MB, "shared", 8)
+    ):  # fmt: skip
+        sized = replace(DENSE, nbytes=64 * slab)
+        meet = 9 * (8 - stay) if task == "its own" or stay < 8 else 8 - together  # the last level
+        planned_bytes = memory.moved_per_pass(sized, job, TWO, False)
+        assert planned_bytes == round(3 * factors + (meet + 2) * sums), task
     assert make_plan(DENSE, job, TWO).read == DENSE.nbytes
     assert make_plan(DENSE, job, replace(TWO, memory=4 * 10**9)).read == 0
 
