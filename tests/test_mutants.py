@@ -253,7 +253,7 @@ MUTANTS = [
     ),
     Mutant(
         "the plan forgets that sums pass through the scheduler", "numerics/memory.py",
-        "moved += 2 * sum_bytes(matrix, job)", "moved += sum_bytes(matrix, job)",
+        "(sums + 2) * sum_bytes(matrix, job)", "(sums + 1) * sum_bytes(matrix, job)",
         "test_memory.py::test_tasks_and_bytes_are_those_of_hand_counts",
     ),
     Mutant(

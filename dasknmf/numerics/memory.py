@@ -287,52 +287,26 @@ def _most_in_bundle(matrix: Matrix, job: Job, machines: Machines, size: int) -> 
 
 
 def tasks_per_pass(matrix: Matrix, job: Job, machines: Machines, resident: bool) -> int:
-    """Visits to slabs, and the tasks that merge their sums.
-
-    Threads have a task a slab. On workers slabs share a task that are on one of them (of the few
-    that meet in a node of the tree, each worker is taken to have some), or that are loaded anew.
-    """
-    count = 0
-    for size in wave_sizes(len(matrix.heights), job.waves):
-        levels = planning.tree_levels(size)
-        if not machines.workers:
-            count += size + sum(map(len, levels))
-            continue
-        most = _most_in_bundle(matrix, job, machines, size)
-        for node in map(len, levels[0]):
-            places = min(node, machines.workers) if resident and most > 1 else 1
-            bundles = max(places, -(-node // most))
-            count += bundles + (bundles > 1)
-        count += sum(map(len, levels[1:]))
-    return count
+    """Visits to slabs, and the tasks that merge their sums."""
+    return sum(
+        planning.tasks_of_wave(
+            size, machines.workers, _most_in_bundle(matrix, job, machines, size), resident=resident
+        )
+        for size in wave_sizes(len(matrix.heights), job.waves)
+    )
 
 
 def moved_per_pass(matrix: Matrix, job: Job, machines: Machines, resident: bool) -> int:
     """Factors to every worker that takes part in a wave, sums up the tree and to the client.
 
-    Both pass through the scheduler on their way from and to the client. Of the sums that meet,
-    those that were formed there do not move. The scheduler weighs the move against the wait: they
-    meet where most of them are (by chance), or just anywhere. This is half-way (4 workers, 8 that
-    meet: 4.5 to 5.6 of them were seen to move, where these two would be 4.5 and 6). Sums of slabs
-    that share a task come as one, and meet where most are (the same: 70 to 77 MB where this says
-    73); where one task visits all that meet, none of them moves.
+    Both pass through the scheduler on their way from and to the client.
     """
-    if not machines.workers:
-        return 0
     moved = 0.0
-    for size in wave_sizes(len(matrix.heights), job.waves):
+    for size in wave_sizes(len(matrix.heights), job.waves) if machines.workers else ():
         most = _most_in_bundle(matrix, job, machines, size)
+        sums = planning.sums_moved(size, machines.workers, most, resident=resident)
         moved += (min(machines.workers, size) + 1) * factor_bytes(matrix, job)
-        moved += 2 * sum_bytes(matrix, job)
-        for depth, level in enumerate(planning.tree_levels(size)):
-            for n in map(len, level):
-                together = planning.most_together(n, machines.workers)
-                if most > 1:
-                    whole = depth == 0 and not resident and most >= n
-                    stay = float(n) if whole else together
-                else:
-                    stay = (together + n / machines.workers) / 2
-                moved += (n - stay) * sum_bytes(matrix, job)
+        moved += (sums + 2) * sum_bytes(matrix, job)
     return round(moved)
 
 

@@ -139,3 +139,40 @@ def tree_levels(leaves: int, fan_in: int = FAN_IN) -> list[list[range]]:
         levels.append(level)
         count = len(level)
     return levels
+
+
+def tasks_of_wave(slabs: int, workers: int, most: int, *, resident: bool) -> int:
+    """Visits, and what merges their sums.
+
+    Threads (no workers) have a task a slab. On workers up to ``most`` slabs share one that are on
+    one of them (of the few that meet in a node of the tree, each worker is taken to have some), or
+    that are loaded anew.
+    """
+    levels = tree_levels(slabs)
+    if not workers:
+        return slabs + sum(map(len, levels))
+    count = sum(map(len, levels[1:]))
+    for node in map(len, levels[0]):
+        places = min(node, workers) if resident and most > 1 else 1
+        shared = max(places, -(-node // most))
+        count += shared + (shared > 1)
+    return count
+
+
+def sums_moved(slabs: int, workers: int, most: int, *, resident: bool) -> float:
+    """How many sums go from one worker to another on their way up the tree of a wave.
+
+    Of those that meet, the ones that were formed there do not move. The scheduler weighs the move
+    against the wait: they meet where most of them are (by chance), or just anywhere. This is
+    half-way (4 workers, 8 that meet: 4.5 to 5.6 of them were seen to move, where these two would be
+    4.5 and 6). Sums of slabs that share a task come as one, and meet where most are (70 to 77 MB
+    where this says 73); where one task visits all that meet, none of them moves.
+    """
+    moved = 0.0
+    for depth, level in enumerate(tree_levels(slabs)):
+        for meet in map(len, level):
+            together = most_together(meet, workers)
+            stay = together if most > 1 else (together + meet / workers) / 2
+            whole = depth == 0 and most >= meet > 1 and not resident
+            moved += 0.0 if whole else meet - stay
+    return moved
