@@ -15,6 +15,8 @@ import dasknmf
 from dasknmf import parameters
 from dasknmf.numerics import kernels, memory
 from dasknmf.numerics.memory import Machines, Plan, make_plan, megabytes
+from dasknmf.numerics.solvers.als import ALS
+from dasknmf.numerics.terms import Normal
 from dasknmf.parallel import inputs, planned
 from dasknmf.parallel.blas import one_thread
 from dasknmf.parallel.executors import ThreadsExecutor
@@ -125,8 +127,8 @@ def _rates(slabs: Slabs, plan: Plan) -> dict[str, float | None]:
     products = _times(lambda: kernels.matmul(V, H))
     solves = None
     if not job.split:
-        system = kernels.row_system(gram)
-        solves = height * _times(lambda: kernels.solve_rows(cross, system, None, 24, 1e-10))
+        solver, terms, old = ALS(), Normal(cross, gram), np.zeros(cross.shape, slabs.dtype)
+        solves = height * _times(lambda: solver.update(old, terms))
     return {"products": 2.0 * max(V.size, 1) * job.width * products, "solves": solves}
 
 

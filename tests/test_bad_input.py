@@ -733,3 +733,10 @@ def test_defect_a_custom_w_as_a_list_decides_the_number_of_components(V, rng):
 def test_defect_the_loss_of_zeros_reproduced_by_zeros_is_zero(loss):
     """kernels: y is floored where v = y = 0, so the reported loss of 0 ≈ 0 is not 0."""
     assert model(solver="mu", beta_loss=loss).fit(np.zeros((20, 6))).reconstruction_err_ == 0
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e-300])
+def test_values_whose_squares_vanish_are_refused_by_their_range(V, scale):
+    """1e-300 squared is zero: nothing is left for restarts to be compared by."""
+    with pytest.raises(DataError, match="expected one from 1e-140 to 1e\\+140"):
+        NMF(3, random_state=0).fit(np.tile(V, (4, 1)) * (scale / V.max()))

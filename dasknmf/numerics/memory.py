@@ -301,8 +301,10 @@ def moved_per_pass(matrix: Matrix, job: Job, machines: Machines, resident: bool)
 
     Both pass through the scheduler on their way from and to the client.
     """
+    if not machines.workers:
+        return 0
     moved = 0.0
-    for size in wave_sizes(len(matrix.heights), job.waves) if machines.workers else ():
+    for size in wave_sizes(len(matrix.heights), job.waves):
         most = _most_in_bundle(matrix, job, machines, size)
         sums = planning.sums_moved(size, machines.workers, most, resident=resident)
         moved += (min(machines.workers, size) + 1) * factor_bytes(matrix, job)

@@ -245,8 +245,8 @@ def _sampled(request: Request, executor: Executor, name: str) -> _Sampled | None
         drawn = add([executor.run(work).sums])
         inspection = _checked(drawn.inspection, executor, name)
         sample, names = stacked(drawn.blocks), drawn.names
-    unfit = inspect_slab(sample, Place(0, 0, 1)).unfit(slabs.dtype)
-    if sample.shape[0] < 4 * k or unfit or not squared_norms(sample).any():
+    seen = inspect_slab(sample, Place(0, 0, 1))
+    if sample.shape[0] < 4 * k or seen.unfit(slabs.dtype) or seen.squares == 0.0:
         return None  # the first pass will say how many bad values there are, and where
     return _Sampled(sample, names, inspection, rows / sample.shape[0], root)
 

@@ -36,7 +36,7 @@ KINDS = {
     "csr": ("csr", {"solver": "als"}),
     "streaming": ("dense", {"solver": "als"}),
 }
-FEW = [(kind, seed) for seed in range(2) for kind in KINDS]
+FEW = [(kind, seed) for seed in range(4) for kind in KINDS]
 MANY = [(kind, seed) for seed in range(4, 44) for kind in KINDS]
 retries = []
 

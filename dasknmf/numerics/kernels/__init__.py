@@ -27,8 +27,7 @@ ROUGH = 1e-7  # smallest over largest: below, what the inverse gives has lost to
 FINE = 1e-3  # above, it need not be refined;
 CLOSE = 1 / 6  # above, sweeps converge faster than pivots are made
 GRAM_BYTES = 1 << 17
-WALK_BYTES = 4 << 20  # smaller tiles are nearer, but threads then wait for Python: 1 MB, one thread
-# 22 % less time than without tiles, two threads 4 % more; 4 MB, 16 % and 3 % less
+WALK_BYTES = 4 << 20  # smaller tiles are nearer, but threads then wait for each other in Python
 SHARES = 4  # times what a tile brings to the other half: smaller ones cost more than they gain
 TILE_BYTES = 1 << 20  # a tile of W H and its slab rows stay in the second-level cache
 
