@@ -17,10 +17,10 @@ from dasknmf.numerics.losses import Loss
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
 from dasknmf.numerics.stopping import BRAKE, extrapolated
-from dasknmf.numerics.terms import Normal, add
+from dasknmf.numerics.terms import Normal, Terms, add
 from dasknmf.numerics.weighted import Held
 from dasknmf.numerics.work import ModelSums
-from dasknmf.parallel.driver import half_step
+from dasknmf.parallel.driver import half_step, half_step_of_sum
 
 ACCURACY = 1e-4  # of the rows in the first pass: what they may leave to gain, in parts of the loss
 GUARD = 1e-9  # of an objective: less than that is no rise, rows being solved to a tolerance
@@ -125,12 +125,14 @@ class Model:
     def visit_columns(self, wave: int, sums: ModelSums, problem: Problem, solver: Solver) -> None:
         """The same for losses whose terms have no loss in them but that of the factors they met."""
         self.waves = [*self.waves[:wave], sums, *self.waves[wave + 1 :]]
-        found = [sums.terms for sums in self.waves if sums is not None]
+        found = self._found()
         if len(found) < len(self.waves):
             return
-        total = add(found)
-        assert total is not None
-        self.short = half_step(solver, self.short, total, problem.penalty)
+        self.short = half_step_of_sum(solver, self.short, found, problem.penalty)
+
+    def _found(self) -> list[Terms]:
+        """What the waves have brought so far."""
+        return [sums.terms for sums in self.waves if sums is not None and sums.terms is not None]
 
     def close_columns(self, problem: Problem, solver: Solver) -> None:
         """Note the objective of a pass: each wave's at the short factor that it met.
@@ -144,9 +146,8 @@ class Model:
         if self.good is not None and objective > self.good[0] * (1.0 + GUARD):
             objective, self.waves = self.good
             self.rejected += 1
-            total = add([sums.terms for sums in self.waves if sums is not None])
-            assert total is not None
-            self.short = half_step(solver.safest(), self.short, total, problem.penalty)
+            found, careful = self._found(), solver.safest()
+            self.short = half_step_of_sum(careful, self.short, found, problem.penalty)
         else:
             self.loss = loss
             self.good = (objective, self.waves)

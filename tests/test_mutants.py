@@ -138,7 +138,7 @@ MUTANTS = [
     ),
     Mutant(
         "extrapolation forgets its bound", "numerics/stopping.py",
-        "np.maximum(new + momentum * (new - old), 0)", "(new + momentum * (new - old))", WAVES,
+        "np.maximum(ahead, 0, out=ahead)", "pass", WAVES,
     ),
     Mutant(
         "rows are drawn by the slab's own numbers", "numerics/sampling.py",
@@ -163,7 +163,7 @@ MUTANTS = [
     ),
     Mutant(
         "a tile's share comes from the rows of the first", "numerics/solvers/als.py",
-        "[W[start:stop] for W in new]", "[W[: stop - start] for W in new]",
+        "walk.add([W[start:stop] for W in new])", "walk.add([W[: stop - start] for W in new])",
         f"{SOLVERS}::test_a_walk_by_tiles_is_that_over_the_whole_slab",
     ),
     Mutant(

@@ -12,6 +12,7 @@ from pairs import PAIRS, SMOOTH
 from dasknmf.numerics import kernels
 from dasknmf.numerics.errors import ParameterError
 from dasknmf.numerics.inspection import Place
+from dasknmf.numerics.kernels import walk
 from dasknmf.numerics.losses import make_loss
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import available, make_solver
@@ -178,11 +179,11 @@ def test_a_walk_by_tiles_is_that_over_the_whole_slab(sparse, penalty, rng, monke
     old = tuple(np.zeros((301, F.shape[1])) for F in fixed)
     solver, prices = make_solver("als", loss), (penalty, penalty)
     whole = solver.visit(loss, V, old, fixed, prices)
-    monkeypatch.setattr(kernels, "WALK_BYTES", 1 << 10)
-    assert [(a, b) for a, b, _ in kernels.row_tiles(V, 8)] == [
+    monkeypatch.setattr(walk, "WALK_BYTES", 1 << 10)
+    assert [(a, b) for a, b, _ in walk.row_tiles(V, 8)] == [
         (0, 64), (64, 128), (128, 192), (192, 256), (256, 301)
     ]  # fmt: skip
-    for a, b, tile in kernels.row_tiles(V, 8):
+    for a, b, tile in walk.row_tiles(V, 8):
         values, entries = (tile.data, V.data) if sparse else (tile, V)
         assert np.shares_memory(values, entries)
         difference = tile - V[a:b]
@@ -213,8 +214,8 @@ def test_what_rows_are_solved_with_is_made_once_for_all_slabs(rng, monkeypatch):
 def test_tiles_are_large_where_what_each_brings_is():
     """Columns × width, which every tile costs."""
     V = np.zeros((800, 20_000), np.float32)
-    assert len(list(kernels.row_tiles(V, 20))) < 6
-    assert len(list(kernels.row_tiles(np.zeros((16_000, 1000), np.float32), 20))) == 16
+    assert len(list(walk.row_tiles(V, 20))) < 6
+    assert len(list(walk.row_tiles(np.zeros((16_000, 1000), np.float32), 20))) == 31
 
 
 @pytest.mark.parametrize("name", ["als", "hals", "pg"])

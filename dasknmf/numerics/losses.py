@@ -94,7 +94,7 @@ class Frobenius(Loss):
         """1/2 (||V||² - 2 <C, F> + <G, FᵀF>), never below zero."""
         assert isinstance(terms, Normal | Each)
         F = moving.astype(np.float64, copy=False)
-        dot = float(np.sum(terms.cross * F))
+        dot = float(np.vdot(kernels.own(terms.cross), kernels.own(F)))
         if isinstance(terms, Each):
             model = terms.norm(F)
         else:

@@ -22,8 +22,12 @@ def extrapolated(new: Array, old: Array, momentum: float) -> tuple[Array, float]
     A. M. S. Ang, N. Gillis: Accelerating nonnegative matrix factorization algorithms using
     extrapolation, Neural Computation 31(2), 2019.
     """
-    ahead = np.maximum(new + momentum * (new - old), 0).astype(new.dtype, copy=False)
-    ahead = np.where(ahead.any(axis=0), ahead, new)
+    ahead = new - old
+    ahead *= momentum
+    ahead += new
+    np.maximum(ahead, 0, out=ahead)
+    dead = ~ahead.any(axis=0)
+    ahead[:, dead] = new[:, dead]
     return ahead, min(momentum * FASTER, FASTEST)
 
 

@@ -82,6 +82,15 @@ class Columns(NamedTuple):
     value: float
     ridge: float = 0.0
 
+    def part(self, some: slice) -> Columns:
+        """Terms of some of the columns; ``value`` stays that of all."""
+        return self._replace(
+            counts=self.counts[some],
+            mass=self.mass[some] if self.mass.ndim == 2 else self.mass,
+            pull=None if self.pull is None else self.pull[some],
+            curvature=None if self.curvature is None else self.curvature[some],
+        )
+
     @staticmethod
     def merge(parts: Sequence[Columns]) -> Columns:
         """Add up; models of some of the slabs alone would be wrong, so then there are none."""
@@ -127,7 +136,9 @@ def add(parts: Sequence[T]) -> T:
 
 def _add_arrays(parts: Sequence[Array]) -> Array:
     wide = np.float64 if parts[0].dtype.kind == "f" else parts[0].dtype
-    total = parts[0].astype(wide)
-    for part in parts[1:]:
+    if len(parts) == 1:
+        return parts[0].astype(wide)
+    total = np.add(parts[0], parts[1], dtype=wide)
+    for part in parts[2:]:
         total += part
     return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,7 +11,7 @@ from dask.system import CPU_COUNT
 from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
-from dasknmf.numerics.terms import Each, Normal, Terms
+from dasknmf.numerics.terms import Columns, Each, Normal, Terms, add
 from dasknmf.parallel.blas import ensure_one_thread
 
 BLOCK = 1024  # rows that are worth a thread
@@ -18,13 +19,25 @@ BLOCK = 1024  # rows that are worth a thread
 
 def half_step(solver: Solver, F: Array, terms: Terms, penalty: Penalty) -> Array:
     """``solver.half_step``, the rows of a long factor shared among threads: each is on its own."""
-    if not isinstance(terms, Normal | Each) or F.shape[0] < 2 * BLOCK or CPU_COUNT == 1:
-        return solver.half_step(F, terms, penalty)
+    return half_step_of_sum(solver, F, [terms], penalty)
+
+
+def half_step_of_sum(solver: Solver, F: Array, found: Sequence[Terms], penalty: Penalty) -> Array:
+    """The same from terms that are still to be added up, which each thread does for its rows.
+
+    A column's k × k curvature is read once then, and the sum of all columns' is nowhere held.
+    """
+    known = [terms for terms in found if isinstance(terms, Normal | Each | Columns)]
+    if len(known) < len(found) or F.shape[0] < 2 * BLOCK or CPU_COUNT == 1:
+        return solver.half_step(F, add(found), penalty)
+
+    shared = solver.shared(add([terms.part(slice(0)) for terms in known]), penalty)
 
     def part(start: int) -> Array:
         ensure_one_thread()
         some = slice(start, start + BLOCK)
-        return solver.half_step(F[some], terms.part(some), penalty)
+        terms = add([terms.part(some) for terms in known])
+        return solver.half_step(F[some], terms, penalty, shared)
 
     with ThreadPoolExecutor(CPU_COUNT) as pool:
         return np.concatenate(list(pool.map(part, range(0, F.shape[0], BLOCK))))

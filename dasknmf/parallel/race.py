@@ -123,10 +123,29 @@ def run_race(
         stream = random.generator(seed, "race", 0, 0)
         few = sample[np.sort(stream.choice(rows, FIRST_ROWS, replace=False))]
     with ThreadPoolExecutor(CPU_COUNT) as pool:
-        racing = _round(pool, racing, few, ROUND, EARLY, ROUGH)
+        racing = _first_round(pool, racing, few)
         racing = seeded + racing[: max(SECOND, survivors)]
         racing = _round(pool, racing, sample, ROUND, EARLY)
         return _round(pool, racing[:survivors], sample, LAST, LATE)
+
+
+def _first_round(pool: ThreadPoolExecutor, racing: list[Candidate], few: Slab) -> list[Candidate]:
+    """On the columns that these rows reach: least squares leaves zero in the others.
+
+    Few rows of text reach a tenth of the words.
+    """
+    if not kernels.is_sparse(few):
+        return _round(pool, racing, few, ROUND, EARLY, ROUGH)
+    reached, places = np.unique(few.indices, return_inverse=True)
+    near = type(few)((few.data, places, few.indptr), shape=(few.shape[0], reached.size))
+    for candidate in racing:
+        candidate.short = candidate.short[reached]
+    racing = _round(pool, racing, near, ROUND, EARLY, ROUGH)
+    for candidate in racing:
+        whole = np.zeros((few.shape[1], candidate.short.shape[1]), candidate.short.dtype)
+        whole[reached] = candidate.short
+        candidate.short = whole
+    return racing
 
 
 def _random_start(number: int, seed: int, columns: int, k: int) -> Array:

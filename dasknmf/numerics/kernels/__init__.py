@@ -9,7 +9,6 @@ Rules that keep the bits the same wherever a slab was delivered: every array goe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -27,8 +26,6 @@ ROUGH = 1e-7  # smallest over largest: below, what the inverse gives has lost to
 FINE = 1e-3  # above, it need not be refined;
 CLOSE = 1 / 6  # above, sweeps converge faster than pivots are made
 GRAM_BYTES = 1 << 17
-WALK_BYTES = 4 << 20  # smaller tiles are nearer, but threads then wait for each other in Python
-SHARES = 4  # times what a tile brings to the other half: smaller ones cost more than they gain
 TILE_BYTES = 1 << 20  # a tile of W H and its slab rows stay in the second-level cache
 
 
@@ -195,7 +192,9 @@ def solve_rows(
         solved = np.zeros(out.shape[0], np.bool_)
         most = max(units.size // 2, 1)
         loops("pivot").pivot_rows(C, G, inverse, units, most, refined, out, solved)
-        live = np.flatnonzero(~solved)
+        if solved.all():
+            return out
+        live = live[~solved]
     before = np.zeros(out.shape[0])
     loops("nnls").descend_rows(C, G, out, live, before, sweeps, tol, gain, True)
     return out
@@ -233,33 +232,6 @@ def tiles(shape: tuple[int, ...], itemsize: int) -> list[tuple[int, int]]:
     rows, columns = shape
     height = max(16, TILE_BYTES // max(columns * itemsize, 1))
     return [(start, min(start + height, rows)) for start in range(0, rows, height)]
-
-
-def row_tiles(V: Slab, width: int) -> Iterator[tuple[int, int, Slab]]:
-    """Stretches of rows of a slab, (start, stop, rows), that are near when they are used again.
-
-    So are ``width`` columns of results in float64. What every tile costs is its share of the other
-    half, columns × width: it is no smaller than a few of those. No worker or thread counts.
-    """
-    rows, columns = V.shape
-    sparse = is_sparse(V)
-    row = V.data.nbytes * 2 // max(rows, 1) if sparse else columns * V.dtype.itemsize
-    row = max(row, 2 * width * 8, 1)
-    height = max(64, max(WALK_BYTES, SHARES * columns * width * 8) // row)
-    for start in range(0, rows, height):
-        stop = min(start + height, rows)
-        yield start, stop, _csr_rows(V, start, stop) if sparse else V[start:stop]
-
-
-def _csr_rows(V: Slab, start: int, stop: int) -> Slab:
-    """Rows of a CSR slab; its entries are not copied."""
-    if start == 0 and stop == V.shape[0]:
-        return V
-    first, last = V.indptr[start], V.indptr[stop]
-    part = sp.csr_array((stop - start, V.shape[1]), dtype=V.dtype)
-    part.data, part.indices = V.data[first:last], V.indices[first:last]  # made of them, it copies
-    part.indptr = V.indptr[start : stop + 1] - first
-    return part
 
 
 def beta_terms(V: Slab, moving: Array, fixed: Array, beta: float) -> tuple[Float64, Float64, float]:

@@ -8,25 +8,35 @@ any slab.
 
 import numpy as np
 
-from dasknmf.numerics.kernels.compiling import entry, helper
+from dasknmf.numerics.kernels.compiling import CONTRACT, entry, helper
 
 FLOOR = 1e-15  # smallest model value W H, in units of the largest, that a ratio may meet
 
 
-@entry()
+@entry(CONTRACT)
 def csr_matmul(indptr, indices, data, fixed, out):
-    """out[i] = Σ_j v_ij fixed[j]: a CSR slab times a tall factor."""
+    """out[i] = Σ_j v_ij fixed[j]: a CSR slab times a tall factor.
+
+    Four entries of a row at a time: the sums are then loaded and stored less often.
+    """
     k = fixed.shape[1]
-    row = np.empty(k)
     for i in range(indptr.size - 1):
+        row = out[i]
         row[:] = 0.0
-        for p in range(indptr[i], indptr[i + 1]):
-            v = np.float64(data[p])
-            j = indices[p]
+        p, end = indptr[i], indptr[i + 1]
+        while p + 4 <= end:
+            s, t = np.float64(data[p]), np.float64(data[p + 1])
+            u, v = np.float64(data[p + 2]), np.float64(data[p + 3])
+            w, x = fixed[indices[p]], fixed[indices[p + 1]]
+            y, z = fixed[indices[p + 2]], fixed[indices[p + 3]]
             for a in range(k):
-                row[a] += v * fixed[j, a]
-        for a in range(k):
-            out[i, a] = row[a]
+                row[a] += s * w[a] + t * x[a] + u * y[a] + v * z[a]
+            p += 4
+        while p < end:
+            s, w = np.float64(data[p]), fixed[indices[p]]
+            for a in range(k):
+                row[a] += s * w[a]
+            p += 1
 
 
 @entry()
@@ -39,6 +49,14 @@ def csr_t_matmul(indptr, indices, data, fixed, out):
             j = indices[p]
             for a in range(k):
                 out[j, a] += v * fixed[i, a]
+
+
+@entry()
+def add_scaled(part, unit, total):
+    """Total += unit part, in float64."""
+    for i in range(part.shape[0]):
+        for a in range(part.shape[1]):
+            total[i, a] += unit * np.float64(part[i, a])
 
 
 @entry()

@@ -20,8 +20,10 @@ import numpy as np
 
 from dasknmf.numerics import kernels, weighted
 from dasknmf.numerics.kernels import Array, Float64, Slab
+from dasknmf.numerics.kernels.walk import Walk
 from dasknmf.numerics.losses import Frobenius, Loss
 from dasknmf.numerics.observed import Observed
+from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers.base import Gains, Prices, Rows, Solver
 from dasknmf.numerics.terms import Each, Normal, Terms
 
@@ -73,7 +75,9 @@ class ALS(Solver):
         if isinstance(V, Observed):
             rules = self._rules(prices, gains)
             return tuple(weighted.least_squares(V, fixed, rules, share=False)[0])
-        return self._walk(loss, V, fixed, prices, gains, self.ready(fixed, prices), None)
+        assert isinstance(loss, Frobenius)
+        ready = self.ready(fixed, prices)
+        return self._rows(Walk(V, fixed), fixed, prices, gains, ready, share=False)
 
     def visit(
         self, loss: Loss, V: Slab, old: Rows, fixed: Rows, prices: Prices, gains: Gains = None,
@@ -83,20 +87,18 @@ class ALS(Solver):
         if isinstance(V, Observed):
             rows, terms = weighted.least_squares(V, fixed, self._rules(prices, gains))
             return tuple(rows), list(terms)
-        shares = [np.zeros(F.shape) for F in fixed]
-        ready = ready or self.ready(fixed, prices)
-        new = self._walk(loss, V, fixed, prices, gains, ready, shares)
-        return new, [Normal(c, kernels.gram(W)) for c, W in zip(shares, new, strict=True)]
-
-    def _walk(
-        self, loss: Loss, V: Slab, fixed: Rows, prices: Prices, gains: Gains, ready: Ready,
-        shares: list[Float64] | None,
-    ) -> Rows:  # fmt: skip
-        """Rows of every model; what they bring to the other half is added to ``shares``."""
         assert isinstance(loss, Frobenius)
-        new = tuple(np.empty((V.shape[0], F.shape[1]), F.dtype) for F in fixed)
-        for start, stop, tile in kernels.row_tiles(V, sum(F.shape[1] for F in fixed)):
-            products = loss.products(tile, fixed)
+        walk = Walk(V, fixed)
+        new = self._rows(walk, fixed, prices, gains, ready or self.ready(fixed, prices), share=True)
+        pairs = zip(walk.shares(), new, strict=True)
+        return new, [Normal(share, kernels.gram(W)) for share, W in pairs]
+
+    def _rows(
+        self, walk: Walk, fixed: Rows, prices: Prices, gains: Gains, ready: Ready, *, share: bool
+    ) -> Rows:
+        """Rows of every model; ``share``: what they bring to the other half is added up."""
+        new = tuple(np.empty((walk.V.shape[0], F.shape[1]), F.dtype) for F in fixed)
+        for start, stop, products in walk:
             for n, (cross, F) in enumerate(zip(products, fixed, strict=True)):
                 gram, system = ready[n]
                 terms = prices[n].apply(Normal(cross, gram), F)
@@ -105,10 +107,8 @@ class ALS(Solver):
                 new[n][start:stop] = kernels.solve_rows(
                     terms.cross, system, None, self.sweeps, self.tol, gain
                 )
-            if shares is not None:
-                found = loss.products(tile.T, [W[start:stop] for W in new])
-                for total, share in zip(shares, found, strict=True):
-                    total += share
+            if share:
+                walk.add([W[start:stop] for W in new])
         return new
 
     def _rules(self, prices: Prices, gains: Gains) -> list[weighted.Solve]:
@@ -117,7 +117,22 @@ class ALS(Solver):
             for price, gain in zip(prices, gains or (0.0,) * len(prices), strict=True)
         ]
 
-    def update(self, F: Array, terms: Terms) -> Array:
+    def shared(self, terms: Terms, penalty: Penalty) -> kernels.RowSystem | None:
+        """What rows with one Gram matrix are solved with."""
+        if not isinstance(terms, Normal):
+            return None
+        k = terms.gram.shape[0]
+        priced = penalty.apply(terms.part(slice(0)), np.empty((0, k)))
+        assert isinstance(priced, Normal)
+        return kernels.row_system(priced.gram)
+
+    def half_step(
+        self, F: Array, terms: Terms, penalty: Penalty, shared: kernels.RowSystem | None = None
+    ) -> Array:
+        """Penalise, update."""
+        return self.update(F, penalty.apply(terms, F), shared)
+
+    def update(self, F: Array, terms: Terms, shared: kernels.RowSystem | None = None) -> Array:
         """Solve every row; the old ``F`` gives only shape and dtype unless ``warm``."""
         if isinstance(terms, Each):
             start = F if self.warm else np.zeros(F.shape)
@@ -127,6 +142,6 @@ class ALS(Solver):
             return solved.astype(F.dtype, copy=False)
         assert isinstance(terms, Normal)
         old = F if self.warm and F.any() else None
-        system = kernels.row_system(terms.gram)
+        system = shared or kernels.row_system(terms.gram)
         rows = kernels.solve_rows(terms.cross, system, old, self.sweeps, self.tol, self.gain)
         return rows.astype(F.dtype, copy=False)

@@ -113,6 +113,13 @@ class Solver(ABC):
                 "'auto') with this loss, or beta_loss='frobenius' with this solver."
             )
 
-    def half_step(self, F: Array, terms: Terms, penalty: Penalty) -> Array:
-        """Adapt, penalise, update: the whole of one half-step on one factor."""
+    def half_step(self, F: Array, terms: Terms, penalty: Penalty, shared: Any = None) -> Array:
+        """Adapt, penalise, update: the whole of one half-step on one factor.
+
+        ``shared``: from :meth:`shared`, where parts of a factor are solved one by one.
+        """
         return self.update(F, penalty.apply(self.adapt(terms, F), F))
+
+    def shared(self, terms: Terms, penalty: Penalty) -> Any:
+        """What all rows of a half-step need, made once for parts of them."""
+        return None
