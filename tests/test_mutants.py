@@ -63,8 +63,8 @@ MUTANTS = [
     ),
     Mutant(
         "last slab lost in a sum", "numerics/terms.py",
-        "for part in parts[1:]:\n        total += part",
-        "for part in parts[1:-1]:\n        total += part",
+        "for part in parts[2:]:\n        total += part",
+        "for part in parts[2:-1]:\n        total += part",
         f"{PIECES}::test_adding_keeps_what_belongs_to_the_loss_and_adds_the_rest",
     ),
     Mutant(

@@ -16,6 +16,7 @@ with variable selection for NMF, KDD 2011 (coordinate Newton for Kullback-Leible
 import numpy as np
 
 from dasknmf.numerics.kernels.compiling import REGROUP, entry, helper
+from dasknmf.numerics.kernels.kl_share import add_listed, make_list, note
 
 MODEL_SWEEPS = 100  # coordinate sweeps on the k × k model of a row: k² each, next to k² per entry
 HALVINGS = 40
@@ -31,16 +32,20 @@ def _dot(x, y, m):
 
 
 @helper(REGROUP)
-def _four_dots(x, rows, m):
-    """Four products with one load of x."""
-    s, t, u, v = 0.0, 0.0, 0.0, 0.0
-    y0, y1, y2, y3 = rows
+def _eight_dots(x, y, rows, m):
+    """Products of x and of y with four rows: six loads for eight of them."""
+    a, b, c, d, e, f, g, h = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    r0, r1, r2, r3 = rows
     for j in range(m):
-        s += x[j] * y0[j]
-        t += x[j] * y1[j]
-        u += x[j] * y2[j]
-        v += x[j] * y3[j]
-    return s, t, u, v
+        a += x[j] * r0[j]
+        b += x[j] * r1[j]
+        c += x[j] * r2[j]
+        d += x[j] * r3[j]
+        e += y[j] * r0[j]
+        f += y[j] * r1[j]
+        g += y[j] * r2[j]
+        h += y[j] * r3[j]
+    return (a, b, c, d), (e, f, g, h)
 
 
 @helper(REGROUP)
@@ -63,21 +68,22 @@ def _mix(u, B, y, m):
 
 
 @helper(REGROUP)
-def _curvature(B, q, x, free, f, m, C):
-    """C = B diag(q) Bᵀ on the free components; x is scratch."""
-    for i in range(f):
+def _curvature(B, q, x, y, free, f, m, C):
+    """C = B diag(q) Bᵀ on the free components, two by four at a time; x and y are scratch."""
+    for i in range(0, f, 2):
+        first, second = B[free[i]], B[free[min(i + 1, f - 1)]]
         for j in range(m):
-            x[j] = q[j] * B[free[i], j]
-        b = 0
-        while b + 4 <= i + 1:
-            rows = (B[free[b]], B[free[b + 1]], B[free[b + 2]], B[free[b + 3]])
-            C[i, b], C[i, b + 1], C[i, b + 2], C[i, b + 3] = _four_dots(x, rows, m)
-            b += 4
-        while b <= i:
-            C[i, b] = _dot(x, B[free[b]], m)
-            b += 1
-        for b in range(i):
-            C[b, i] = C[i, b]
+            x[j], y[j] = q[j] * first[j], q[j] * second[j]
+        for b in range(0, min(i + 2, f), 4):
+            rows = (
+                B[free[b]], B[free[min(b + 1, f - 1)]], B[free[min(b + 2, f - 1)]],
+                B[free[min(b + 3, f - 1)]],
+            )  # fmt: skip
+            upper, lower = _eight_dots(x, y, rows, m)
+            for n in range(min(4, f - b)):
+                C[i, b + n] = C[b + n, i] = upper[n]
+                if i + 1 < f:
+                    C[i + 1, b + n] = C[b + n, i + 1] = lower[n]
 
 
 @helper()
@@ -156,7 +162,7 @@ def _newton(v, B, m, u, rho, g, gap, wide, small, C, free):
             f += 1
     for j in range(m):
         z[j] = r[j] / y[j]
-    _curvature(B, z, x, free, f, m, C)
+    _curvature(B, z, x, r, free, f, m, C)  # r is made anew before it is used again
     for i in range(f):
         C[i, i] = C[i, i] * (1.0 + 1e-10) + rho[free[i]]
     _minimise_model(C, step, low, d, f, 1e-3 * gap * min(gap, 1.0))
@@ -223,52 +229,6 @@ def _gather(values, index, count, Ht, inverse, v, B, keep):
     return m
 
 
-@helper(REGROUP)
-def _add_outer(w, ratio, q, neg, curvature):
-    """Add ratio w to a column's numerator and q w wᵀ to its packed curvature (if not empty)."""
-    for a in range(w.size):
-        neg[a] += ratio * w[a]
-    if curvature.size == 0:
-        return
-    first = 0
-    for a in range(w.size):
-        s = q * w[a]
-        if s != 0.0:
-            for b in range(a + 1):
-                curvature[first + b] += s * w[b]
-        first += a + 1
-
-
-@helper(REGROUP)
-def _share(w, v, y, index, m, mass, neg, curvature, small, free):
-    """Add the row's numerator, and its packed curvature if that is asked for; give Σ v log(v/y)."""
-    f, value = 0, 0.0
-    held, nothing = small[3], curvature[:0].reshape(-1)
-    for a in range(w.size):
-        if w[a] > 0.0:
-            free[f], held[f] = a, w[a]
-            f += 1
-    scattered = 3 * f < w.size  # few components: their places one by one
-    for p in range(m):
-        ratio = v[p] / y[p]  # v and y are both in units of the row's mass
-        value += v[p] * np.log(ratio)
-        if neg.shape[0] == 0:
-            continue
-        j = index[p]
-        q = ratio / (y[p] * mass)
-        if not scattered:
-            _add_outer(w, ratio, q, neg[j], curvature[j] if curvature.shape[0] > 0 else nothing)
-            continue
-        for b in range(f):
-            neg[j, free[b]] += ratio * held[b]
-            if curvature.shape[0] > 0:
-                s = q * held[b]
-                first = free[b] * (free[b] + 1) // 2
-                for c in range(b + 1):
-                    curvature[j, first + free[c]] += s * held[c]
-    return value * mass
-
-
 @helper()
 def _workspace(width, k):
     """Scratch of one slab: entries (v, y, r, z, x), components, B, C, free components."""
@@ -279,8 +239,10 @@ def _workspace(width, k):
 
 
 @helper()
-def _row(values, index, count, mass, Ht, weight, l2, rule, keep, work, out, neg, curvature):
-    """One row from its entries: solve, share, and give Σ v log(v/y) - v."""
+def _row(
+    values, index, count, mass, Ht, weight, l2, rule, keep, work, out, row, neg, listed, noted
+):
+    """Solve one row from its entries, list its share; give Σ v log(v/y) - v, and its place."""
     wide, small, B, C, free, u, rho = work
     k = weight.size
     v, y, inverse = wide[0], wide[1], small[3]
@@ -296,7 +258,7 @@ def _row(values, index, count, mass, Ht, weight, l2, rule, keep, work, out, neg,
     for p in range(m, count):  # no component reaches these: a model of next to nothing
         value += values[p] * (np.log(values[p] / mass) + 100.0)
     if fitted <= 0.0:
-        return value
+        return value, noted
     for p in range(m):
         v[p] /= fitted
     for a in range(k):
@@ -305,7 +267,8 @@ def _row(values, index, count, mass, Ht, weight, l2, rule, keep, work, out, neg,
     _solve_row(v, B, m, u, rho, rule, wide, small, C, free)
     for a in range(k):
         out[a] = u[a] * fitted / weight[a] if u[a] > 0.0 else 0.0
-    return value + _share(out, v, y, index, m, fitted, neg, curvature, small, free)
+    found, noted = note(out, (v[:m], y, index), fitted, row, neg, listed, noted)
+    return value + found, noted
 
 
 @entry()
@@ -321,8 +284,12 @@ def csr_rows(indptr, indices, data, Ht, weight, l2, rule, out, neg, curvature):
         width = max(width, indptr[i + 1] - indptr[i])
     values, index = np.empty(width), np.empty(width, np.int64)
     work = _workspace(width, weight.shape[1])
-    value = 0.0
+    lists = make_list(curvature, width, data.size)
+    value, first, noted = 0.0, 0, 0
     for i in range(indptr.size - 1):
+        if noted + width > lists[0][0].size or i - first == lists[3].shape[0]:
+            add_listed(lists, noted, out[first:i], curvature)
+            first, noted = i, 0
         price = weight[min(i, weight.shape[0] - 1)]
         count, mass = 0, 0.0
         for p in range(indptr[i], indptr[i + 1]):
@@ -332,10 +299,12 @@ def csr_rows(indptr, indices, data, Ht, weight, l2, rule, out, neg, curvature):
                 count += 1
         out[i] = 0.0
         if count > 0:
-            value += _row(
-                values, index, count, mass, Ht, price, l2, rule, False, work, out[i], neg,
-                curvature,
+            found, noted = _row(
+                values, index, count, mass, Ht, price, l2, rule, False, work, out[i], i - first,
+                neg, lists[0], noted,
             )  # fmt: skip
+            value += found
+    add_listed(lists, noted, out[first:], curvature)
     return value
 
 
@@ -345,10 +314,14 @@ def dense_rows(V, Ht, weight, l2, rule, out, neg, curvature):
     width = max(V.shape[1], 1)
     values, index = np.empty(width), np.empty(width, np.int64)
     work = _workspace(width, weight.shape[1])
-    value, keep, reached = 0.0, False, True
+    lists = make_list(curvature, width, V.size)
+    value, first, noted, keep, reached = 0.0, 0, 0, False, True
     for j in range(Ht.shape[0]):  # columns without a component would change places in B
         reached = reached and Ht[j].max() > 0.0
     for i in range(V.shape[0]):
+        if noted + width > lists[0][0].size or i - first == lists[3].shape[0]:
+            add_listed(lists, noted, out[first:i], curvature)
+            first, noted = i, 0
         count, mass = 0, 0.0
         for j in range(V.shape[1]):
             if V[i, j] > 0.0:
@@ -359,9 +332,11 @@ def dense_rows(V, Ht, weight, l2, rule, out, neg, curvature):
         if count == 0:
             continue
         whole = count == width
-        value += _row(
-            values, index, count, mass, Ht, weight[0], l2, rule, keep and whole, work, out[i], neg,
-            curvature,
+        found, noted = _row(
+            values, index, count, mass, Ht, weight[0], l2, rule, keep and whole, work, out[i],
+            i - first, neg, lists[0], noted,
         )  # fmt: skip
+        value += found
         keep = whole and reached
+    add_listed(lists, noted, out[first:], curvature)
     return value

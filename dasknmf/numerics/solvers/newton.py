@@ -55,7 +55,7 @@ class Newton(Solver):
     carries_rows: ClassVar[bool] = False
     takes_waves: ClassVar[bool] = True
 
-    soft: int = 2
+    soft: int = 8
     steps: int = 60
     tol: float = 1e-7
     curved: bool = True

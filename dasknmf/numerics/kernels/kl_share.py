@@ -1,0 +1,103 @@
+"""What the rows of Kullback-Leibler bring to the H half: numerators, and curvature by column.
+
+A column's curvature has k(k+1)/2 numbers. Row by row, every entry would fetch those of its column
+from memory and put them back, which took as long as the rows themselves. So entries are listed
+while rows are solved; now and then they are sorted by column, and a column's numbers stay near
+while it gets the outer products w wᵀ of its rows, which are formed once a row.
+"""
+
+import numpy as np
+
+from dasknmf.numerics.kernels.compiling import REGROUP, helper
+
+EACH = 8  # entries a column, on average, that are listed before they are added up
+OUTER_BYTES = 1 << 22  # of the outer products that those may need: they stay in the cache
+
+
+@helper()
+def make_list(curvature, width, stored):
+    """Arrays for listed entries (column, row, bend) as they come and in order, and column starts.
+
+    ``width``: the most that a row adds, ``stored``: all there are. Empty without curvature.
+    """
+    columns, packed = curvature.shape
+    most = max(width, min(EACH * columns, stored)) if columns else 0
+    height = max(OUTER_BYTES // (8 * max(packed, 1)), 16) if columns else 0
+    listed = (np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most))
+    ordered = (np.empty(most, np.int64), np.empty(most))
+    return listed, ordered, np.empty(columns + 1, np.int64), np.empty((height, packed))
+
+
+@helper(REGROUP)
+def note(w, entries, mass, row, neg, listed, noted):
+    """Add a row's numerators, and list its entries; give Σ v log(v/y), and the list's length."""
+    v, y, index = entries
+    column, of_row, bend = listed
+    value = 0.0
+    for p in range(v.size):
+        ratio = v[p] / y[p]  # v and y are both in units of the row's mass
+        value += v[p] * np.log(ratio)
+        j = index[p]
+        if neg.shape[0]:
+            for a in range(w.size):
+                neg[j, a] += ratio * w[a]
+        if column.size:
+            column[noted], of_row[noted], bend[noted] = j, row, ratio / (y[p] * mass)
+            noted += 1
+    return value * mass, noted
+
+
+@helper()
+def _sort(listed, noted, ordered, starts):
+    """Put listed entries in the order of their columns, those of a column as they came."""
+    column, of_row, bend = listed
+    rows, bends = ordered
+    starts[:] = 0
+    for e in range(noted):
+        starts[column[e] + 1] += 1
+    for j in range(starts.size - 1):
+        starts[j + 1] += starts[j]
+    for e in range(noted):
+        place = starts[column[e]]
+        rows[place], bends[place] = of_row[e], bend[e]
+        starts[column[e]] = place + 1
+    for j in range(starts.size - 1, 0, -1):
+        starts[j] = starts[j - 1]
+    starts[0] = 0
+
+
+@helper(REGROUP)
+def _outer(W, outer):
+    """Form w wᵀ of every row, the lower triangle row by row."""
+    for i in range(W.shape[0]):
+        first = 0
+        for a in range(W.shape[1]):
+            for b in range(a + 1):
+                outer[i, first + b] = W[i, a] * W[i, b]
+            first += a + 1
+
+
+@helper(REGROUP)
+def add_listed(work, noted, W, curvature):
+    """Add Σ bend w wᵀ of the listed entries to their columns; ``W``: the rows that they are of."""
+    listed, ordered, starts, outer = work
+    if noted == 0:
+        return
+    _sort(listed, noted, ordered, starts)
+    _outer(W, outer)
+    rows, bends = ordered
+    for j in range(starts.size - 1):
+        total = curvature[j]
+        e, end = starts[j], starts[j + 1]
+        while e + 4 <= end:
+            s, t, u, v = bends[e], bends[e + 1], bends[e + 2], bends[e + 3]
+            w, x = outer[rows[e]], outer[rows[e + 1]]
+            y, z = outer[rows[e + 2]], outer[rows[e + 3]]
+            for p in range(total.size):
+                total[p] += s * w[p] + t * x[p] + u * y[p] + v * z[p]
+            e += 4
+        while e < end:
+            s, w = bends[e], outer[rows[e]]
+            for p in range(total.size):
+                total[p] += s * w[p]
+            e += 1
