@@ -93,7 +93,8 @@ def from_memory(X: Any, transposed: bool) -> Slabs:
     sparse = sp.issparse(X)
     whole = assemble([[X]], ((X.shape[0],), (X.shape[1],)), transposed, dtype)
     total = _nbytes(whole)
-    chunks = planning.even_chunks(shape[0], -(-total // shape[0]))
+    fewest = planning.FEWEST_SPARSE if sparse else planning.FEWEST
+    chunks = planning.even_chunks(shape[0], -(-total // shape[0]), fewest)
     edges = (0, *accumulate(chunks))
     blocks = tuple(whole[a:b] for a, b in pairwise(edges))
     return Slabs(shape, edges, dtype, sparse, transposed, blocks, None)
