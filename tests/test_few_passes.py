@@ -1,5 +1,6 @@
 """Waves, the start from a sample, ensembles: few reads of V, and never a rise of the objective."""
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import dask.array as da
@@ -20,6 +21,7 @@ from dasknmf.numerics.solvers.als import ALS
 from dasknmf.numerics.stopping import extrapolated
 from dasknmf.numerics.terms import Normal, add
 from dasknmf.numerics.work import ModelSums
+from dasknmf.parallel import race
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -123,6 +125,24 @@ def test_sorted_rows_do_no_harm(rng):
         for X in (V, mixed, da.from_array(V, chunks=(100, -1)))
     ]
     assert max(errors) <= 1.02 * min(errors)
+
+
+def test_restarts_leave_zero_where_their_few_rows_have_nothing(rng):
+    """As they would on all columns, with zeros there from the start."""
+    places = rng.integers(0, 60, 200), rng.integers(0, 400, 200)
+    few = sp.csr_array(sp.coo_array((rng.random(200) + 0.1, places), shape=(60, 400)))
+    reached = np.zeros(400, bool)
+    reached[few.indices] = True
+    assert 20 < reached.sum() < 300
+    starts = {n: race._random_start(n, 0, 400, 3) for n in (1, 2, 3)}
+    with ThreadPoolExecutor(2) as pool:
+        found = race._first_round(pool, [race.Candidate(n, H) for n, H in starts.items()], few)
+        masked = [race.Candidate(n, H * reached[:, None]) for n, H in starts.items()]
+        expected = race._round(pool, masked, few, race.ROUND, race.EARLY, race.ROUGH)
+    for candidate, other in zip(found, expected, strict=True):
+        assert candidate.number == other.number
+        assert not candidate.short[~reached].any()
+        np.testing.assert_allclose(candidate.short, other.short, rtol=1e-6, atol=1e-12)
 
 
 def test_what_a_start_from_a_sample_reads(rng):

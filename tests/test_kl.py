@@ -11,11 +11,14 @@ from conftest import planted, sparse_counts
 from dasknmf.ensemble import Model, Problem
 from dasknmf.numerics import kernels
 from dasknmf.numerics.errors import ParameterError
+from dasknmf.numerics.kernels import kl_share
 from dasknmf.numerics.losses import EXACT_ROWS, make_loss
 from dasknmf.numerics.penalties import Penalty
+from dasknmf.numerics.solvers.als import ALS
 from dasknmf.numerics.solvers.newton import Newton
 from dasknmf.numerics.terms import Columns, add
 from dasknmf.numerics.work import ModelSums
+from dasknmf.parallel import driver
 
 KL = make_loss("kullback-leibler")
 FREE = Penalty()
@@ -81,6 +84,45 @@ def test_rows_and_terms_equal_their_scalar_twins(layout, dtype, penalty, rng):
     numerator, curvature = naive.kl_terms(V.tolist(), rows.tolist(), H)
     np.testing.assert_allclose(neg, numerator, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(unpack(packed, 3), curvature, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("k", [3, 60])
+def test_shares_of_a_slab_that_is_listed_in_many_parts_add_up(layout, k, rng):
+    """More entries than are listed at a time, and (k = 60) more rows than outer products are."""
+    V = rng.poisson(0.8, (400, 12)).astype(float)
+    V[:, 5] = 0.0
+    Ht = rng.random((12, k)) + 0.01
+    assert V.size > 10 * kl_share.EACH * V.shape[1]
+    assert (kl_share.OUTER_BYTES // (8 * (k * (k + 1) // 2)) < 400) == (k == 60)
+    rows, neg, packed, _ = kernels.kl_rows(
+        LAYOUTS[layout](V), Ht, (0.0, 0.0), (2, 1, 0.0), "curvature"
+    )
+    Y = rows @ Ht.T
+    ratio = np.divide(V, Y, out=np.zeros(V.shape), where=V > 0)
+    bend = np.divide(ratio, Y, out=np.zeros(V.shape), where=V > 0)
+    np.testing.assert_allclose(neg, ratio.T @ rows, rtol=1e-9)
+    expected = np.einsum("ij,ia,ib->jab", bend, rows, rows)
+    np.testing.assert_allclose(unpack(packed, k), expected, rtol=1e-9, atol=1e-13)
+    alone = kernels.kl_rows(LAYOUTS[layout](V), Ht, (0.0, 0.0), (2, 1, 0.0), "gradient")
+    np.testing.assert_array_equal(alone[1], neg)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_half_steps_are_the_same_for_any_number_of_threads(threads, rng, monkeypatch):
+    """Sums of waves, added up by whoever solves the rows; least squares and Kullback-Leibler."""
+    monkeypatch.setattr(driver, "CPU_COUNT", threads)
+    columns, k = 2 * driver.BLOCK + 100, 4
+    V = sparse_counts(rng, 90, columns, 9)
+    Ht = rng.random((columns, k))
+    for loss, solver in ((KL, Newton()), (make_loss(2.0), ALS())):
+        waves = [
+            solver.visit(loss, V[a : a + 30], (), (Ht,), (FREE,))[1][0] for a in range(0, 90, 30)
+        ]
+        for penalty in (FREE, Penalty(0.2, 0.4)):
+            expected = solver.half_step(Ht, add(waves), penalty)
+            found = driver.half_step_of_sum(solver, Ht, waves, penalty)
+            np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("k", [3, 11])

@@ -167,6 +167,31 @@ MUTANTS = [
         f"{SOLVERS}::test_a_walk_by_tiles_is_that_over_the_whole_slab",
     ),
     Mutant(
+        "the last entries of a column bring no curvature", "numerics/kernels/kl_share.py",
+        "total[p] += s * w[p]\n            e += 1", "total[p] += 0.0 * w[p]\n            e += 1",
+        "test_kl.py::test_shares_of_a_slab_that_is_listed_in_many_parts_add_up",
+    ),
+    Mutant(
+        "outer products of the rows before", "numerics/kernels/kl_share.py",
+        "form_outer(W[i], products[i])", "form_outer(W[0], products[i])",
+        "test_kl.py::test_shares_of_a_slab_that_is_listed_in_many_parts_add_up",
+    ),
+    Mutant(
+        "threads solve rows from the first wave alone", "parallel/driver.py",
+        "add([terms.part(some) for terms in known])", "known[0].part(some)",
+        "test_kl.py::test_half_steps_are_the_same_for_any_number_of_threads",
+    ),
+    Mutant(
+        "restarts keep their draws where rows have nothing", "parallel/race.py",
+        "whole = np.zeros((few.shape[1]", "whole = np.ones((few.shape[1]",
+        "test_few_passes.py::test_restarts_leave_zero_where_their_few_rows_have_nothing",
+    ),
+    Mutant(
+        "a tile's share leaves float32", "numerics/kernels/walk.py",
+        "unit_of(wide) if not TINY < wide.max(initial=0.0) < HUGE else 1.0", "1.0",
+        f"{SOLVERS}::test_a_tiles_share_stays_in_the_range_of_float32",
+    ),
+    Mutant(
         "pivots are not refined", KERNELS,
         "refined=smallest < FINE * largest", "refined=False",
         "test_pivot.py::test_ill_conditioned_rows_are_refined",

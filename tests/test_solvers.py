@@ -199,6 +199,19 @@ def test_a_walk_by_tiles_is_that_over_the_whole_slab(sparse, penalty, rng, monke
         np.testing.assert_allclose(of_tiles.gram, W.T @ W, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-9, 1e9, 1e30])
+def test_a_tiles_share_stays_in_the_range_of_float32(scale, rng):
+    """Where the square of the data does not."""
+    V = planted(rng, 90, 12).astype(np.float32)
+    fixed = (rng.random((12, 3)).astype(np.float32),)
+    solver, loss = make_solver("als", make_loss(2.0)), make_loss(2.0)
+    _, (plain,) = solver.visit(loss, V, (), fixed, (Penalty(),))
+    scaled = (V * np.float32(scale)).astype(np.float32)
+    (W,), (terms,) = solver.visit(loss, scaled, (), fixed, (Penalty(),))
+    assert W.dtype == np.float32
+    np.testing.assert_allclose(terms.cross / scale / scale, plain.cross, rtol=1e-5)
+
+
 def test_what_rows_are_solved_with_is_made_once_for_all_slabs(rng, monkeypatch):
     made = []
     row_system = kernels.row_system

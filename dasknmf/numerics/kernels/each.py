@@ -13,12 +13,26 @@ least squares).
 import numpy as np
 
 from dasknmf.numerics.kernels.compiling import REGROUP, entry, helper
-from dasknmf.numerics.kernels.kl import _dot, _four_dots
+from dasknmf.numerics.kernels.kl import _dot
+from dasknmf.numerics.kernels.kl_share import form_outer
 
 LOST = 1e-13  # of the shared diagonal: what is left of it is rounding
 BLOCK = 256  # entries of a row that are gathered at a time
 SHORT = 64  # entries of a row that are better added one by one
 OUTER = 1 << 17  # numbers in the products f_j f_jᵀ of all columns, where those are formed
+
+
+@helper(REGROUP)
+def _four_dots(x, rows, m):
+    """Four products with one load of x."""
+    s, t, u, v = 0.0, 0.0, 0.0, 0.0
+    y0, y1, y2, y3 = rows
+    for j in range(m):
+        s += x[j] * y0[j]
+        t += x[j] * y1[j]
+        u += x[j] * y2[j]
+        v += x[j] * y3[j]
+    return s, t, u, v
 
 
 @helper(REGROUP)
@@ -43,16 +57,6 @@ def _add_gram(B, d, m, packed):
         first += a + 1
 
 
-@helper(REGROUP)
-def _outer(f, packed):
-    """The lower triangle of f fᵀ."""
-    first = 0
-    for a in range(f.size):
-        for b in range(a + 1):
-            packed[first + b] = f[a] * f[b]
-        first += a + 1
-
-
 @entry(REGROUP)
 def row_terms(marks, lists, F, cross, own):
     """Add every row's c (of what is listed as observed) and what its G deviates by.
@@ -66,7 +70,7 @@ def row_terms(marks, lists, F, cross, own):
     outer = np.empty((columns if formed else 1, own.shape[1]))
     if formed and di.size > 0:
         for j in range(columns):
-            _outer(F[j], outer[j])
+            form_outer(F[j], outer[j])
     for i in range(cross.shape[0]):
         for p in range(marks[i, 0], marks[i + 1, 0]):
             s = ov[p] * ow[p]
@@ -102,7 +106,7 @@ def column_terms(marks, lists, W, cross, own):
                     cross[oi[p], a] += s * W[i, a]
         if marks[i, 1] == marks[i + 1, 1]:
             continue
-        _outer(W[i], outer)
+        form_outer(W[i], outer)
         for p in range(marks[i, 1], marks[i + 1, 1]):
             j, f = di[p], dw[p]
             for t in range(outer.size):

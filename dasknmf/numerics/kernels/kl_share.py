@@ -67,37 +67,37 @@ def _sort(listed, noted, ordered, starts):
 
 
 @helper(REGROUP)
-def _outer(W, outer):
-    """Form w wᵀ of every row, the lower triangle row by row."""
-    for i in range(W.shape[0]):
-        first = 0
-        for a in range(W.shape[1]):
-            for b in range(a + 1):
-                outer[i, first + b] = W[i, a] * W[i, b]
-            first += a + 1
+def form_outer(w, packed):
+    """Form w wᵀ, the lower triangle row by row."""
+    first = 0
+    for a in range(w.size):
+        for b in range(a + 1):
+            packed[first + b] = w[a] * w[b]
+        first += a + 1
 
 
 @helper(REGROUP)
 def add_listed(work, noted, W, curvature):
     """Add Σ bend w wᵀ of the listed entries to their columns; ``W``: the rows that they are of."""
-    listed, ordered, starts, outer = work
+    listed, ordered, starts, products = work
     if noted == 0:
         return
     _sort(listed, noted, ordered, starts)
-    _outer(W, outer)
+    for i in range(W.shape[0]):
+        form_outer(W[i], products[i])
     rows, bends = ordered
     for j in range(starts.size - 1):
         total = curvature[j]
         e, end = starts[j], starts[j + 1]
         while e + 4 <= end:
             s, t, u, v = bends[e], bends[e + 1], bends[e + 2], bends[e + 3]
-            w, x = outer[rows[e]], outer[rows[e + 1]]
-            y, z = outer[rows[e + 2]], outer[rows[e + 3]]
+            w, x = products[rows[e]], products[rows[e + 1]]
+            y, z = products[rows[e + 2]], products[rows[e + 3]]
             for p in range(total.size):
                 total[p] += s * w[p] + t * x[p] + u * y[p] + v * z[p]
             e += 4
         while e < end:
-            s, w = bends[e], outer[rows[e]]
+            s, w = bends[e], products[rows[e]]
             for p in range(total.size):
                 total[p] += s * w[p]
             e += 1
