@@ -69,7 +69,11 @@ PASSES = {("indian_pines", 16): 60}
 def test_errors_match_the_best_known_and_never_pass_the_floor(data, k, floor, best, request):
     X = request.getfixturevalue(data)
     errors = []
-    for init, seed in [("nndsvd", 0), ("sample", 0), *(("random", seed) for seed in range(8))]:
+    for init, seed in [
+        ("nndsvd", 0),
+        *(("sample", seed) for seed in range(4)),
+        *(("random", seed) for seed in range(8)),
+    ]:
         model = NMF(k, init=init, random_state=seed, tol=1e-7, max_iter=PASSES.get((data, k), 300))
         model.fit(X)
         errors.append(model.history_["relative_error"][-1])
