@@ -241,6 +241,8 @@ def work_bytes(matrix: Matrix, job: Job) -> int:
     m, n, f, k, width = max(matrix.heights), matrix.columns, matrix.itemsize, job.k, job.width
     if job.split:
         tiles = 4 << 20
+        if job.curvature:  # and what is listed for it (kernels/kl_share.py)
+            tiles += (4 << 20) + 40 * n + min(8 * 40 * n, 5 * job.curvature // 4)
         return m * (2 * width * f + 6 * k * DOUBLE) + 2 * sum_bytes(matrix, job) + tiles
     solve = (2 if job.models == 1 else 3) * k * DOUBLE
     rows = m * (width * (DOUBLE + 2 * f) + max(width * f, solve))

@@ -18,10 +18,11 @@ OUTER_BYTES = 1 << 22  # of the outer products that those may need: they stay in
 def make_list(curvature, width, stored):
     """Arrays for listed entries (column, row, bend) as they come and in order, and column starts.
 
-    ``width``: the most that a row adds, ``stored``: all there are. Empty without curvature.
+    ``width``: the most that a row adds, ``stored``: all there are. They take about as many bytes as
+    the curvature, at most; none without it.
     """
     columns, packed = curvature.shape
-    most = max(width, min(EACH * columns, stored)) if columns else 0
+    most = max(width, min(EACH * columns, stored, curvature.size // 4)) if columns else 0
     height = max(OUTER_BYTES // (8 * max(packed, 1)), 16) if columns else 0
     listed = (np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most))
     ordered = (np.empty(most, np.int64), np.empty(most))
