@@ -2,7 +2,7 @@
 
 Arrays that grow with the tile or with V's columns are made once a walk. Made anew for every tile
 they are fresh pages each time (Dask's workers give such memory back at once), and threads wait for
-each other while the system hands them out: that cost a fifth of a pass.
+each other while the system hands them out: that cost an eighth of a pass.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import scipy.sparse as sp
 from dasknmf.numerics.kernels import Array, Float64, Slab, is_sparse, loops, own, unit_of
 
 WALK_BYTES = 2 << 20  # of a tile: near when it is used again, and worth the Python of a dozen calls
-TINY, HUGE = 2.0**-20, 2.0**20  # rows within need no unit: products of float32 stay in its range
 SHARES = 4  # times what a tile brings to the other half: smaller ones cost more than they gain
 
 
@@ -99,11 +98,9 @@ class Walk:
             return
         if not self._partial.size:
             self._partial = np.empty(self._shape, self._fixed.dtype)
-        unit = unit_of(wide) if not TINY < wide.max(initial=0.0) < HUGE else 1.0
-        scaled = wide if unit == 1.0 else wide * (1.0 / unit)
-        np.matmul(
-            self._tile.T, own(scaled.astype(self._fixed.dtype, copy=False)), out=self._partial
-        )
+        unit = unit_of(wide)
+        scaled = own((wide * (1.0 / unit)).astype(self._fixed.dtype, copy=False))
+        np.matmul(self._tile.T, scaled, out=self._partial)
         loops().add_scaled(own(self._partial), unit, self._total)
 
     def shares(self) -> list[Float64]:
