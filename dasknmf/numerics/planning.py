@@ -15,7 +15,6 @@ LARGEST = 64 << 20
 AIM = 64  # slabs a matrix is cut into where the sizes above allow
 MANY = 1024  # slabs above which the scheduler's time is worth larger ones
 FEWEST = 16  # slabs of a small matrix, so that it has waves, too
-FEWEST_SPARSE = 8  # where sums are as large as slabs: half the waves, and a third of the time less
 SHORTEST = 100  # rows of such a slab
 BATCH = 4 << 20  # bytes of chunks that are made at a time while a slab is filled, at least
 WAVES = 4  # updates of the short factor a pass, at most: after a start by sample more gain nothing
@@ -26,20 +25,17 @@ BUNDLE = 64 << 20  # bytes of slabs that one task may visit one after the other
 TASKS = 2  # of a wave for each task slot, at least, where slabs share them
 
 
-def slab_bytes(total: int, fewest: int = FEWEST) -> int:
+def slab_bytes(total: int) -> int:
     """Bytes of a slab for a matrix of ``total`` bytes."""
-    usual = min(max(total // AIM, min(SMALLEST, total // fewest)), USUAL)
+    usual = min(max(total // AIM, min(SMALLEST, total // FEWEST)), USUAL)
     return max(usual, min(total // MANY, LARGEST))
 
 
-def even_chunks(rows: int, row_bytes: int, fewest: int = FEWEST) -> tuple[int, ...]:
-    """Cut ``rows`` rows of ``row_bytes`` bytes into slabs of (almost) equal height.
-
-    ``fewest`` (:data:`FEWEST_SPARSE` for sparse matrices): slabs of a small matrix.
-    """
+def even_chunks(rows: int, row_bytes: int) -> tuple[int, ...]:
+    """Cut ``rows`` rows of ``row_bytes`` bytes into slabs of (almost) equal height."""
     total = rows * row_bytes
     shortest = SHORTEST if total < AIM * SMALLEST else 1
-    height = max(1, shortest, slab_bytes(total, fewest) // max(row_bytes, 1))
+    height = max(1, shortest, slab_bytes(total) // max(row_bytes, 1))
     count = -(-rows // height)
     edges = [rows * i // count for i in range(count + 1)]
     return tuple(b - a for a, b in itertools.pairwise(edges))

@@ -93,8 +93,7 @@ def from_memory(X: Any, transposed: bool) -> Slabs:
     sparse = sp.issparse(X)
     whole = assemble([[X]], ((X.shape[0],), (X.shape[1],)), transposed, dtype)
     total = _nbytes(whole)
-    fewest = planning.FEWEST_SPARSE if sparse else planning.FEWEST
-    chunks = planning.even_chunks(shape[0], -(-total // shape[0]), fewest)
+    chunks = planning.even_chunks(shape[0], -(-total // shape[0]))
     edges = (0, *accumulate(chunks))
     blocks = tuple(whole[a:b] for a, b in pairwise(edges))
     return Slabs(shape, edges, dtype, sparse, transposed, blocks, None)

@@ -148,7 +148,7 @@ def _open_sparse(group: Any, where: Any, kind: Any) -> da.Array:
     if 0 in shape:
         return da.from_array(np.zeros(shape, data.dtype))
     per_line = -(-data.shape[0] * (data.dtype.itemsize + indices.dtype.itemsize) // shape[axis])
-    chunks = planning.even_chunks(shape[axis], max(per_line, 1), planning.FEWEST_SPARSE)
+    chunks = planning.even_chunks(shape[axis], max(per_line, 1))
     read = dask.delayed(partial(_read_lines, parts, kind, shape), name="read-sparse", pure=True)
     meta = kind((0, 0), dtype=data.dtype)
     blocks = []
