@@ -130,10 +130,7 @@ def run_race(
 
 
 def _first_round(pool: ThreadPoolExecutor, racing: list[Candidate], few: Slab) -> list[Candidate]:
-    """On the columns that these rows reach: least squares leaves zero in the others.
-
-    Few rows of text reach a tenth of the words.
-    """
+    """On the columns that these rows reach: least squares leaves zero in the others."""
     if not kernels.is_sparse(few):
         return _round(pool, racing, few, ROUND, EARLY, ROUGH)
     reached, places = np.unique(few.indices, return_inverse=True)

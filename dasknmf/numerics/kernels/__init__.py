@@ -59,7 +59,7 @@ def _is_transposed(V: Slab) -> bool:
     return bool(V.flags.f_contiguous and not V.flags.c_contiguous)
 
 
-def _csr_parts(V: Slab) -> tuple[Array, Array, Array]:
+def csr_parts(V: Slab) -> tuple[Array, Array, Array]:
     """Give indptr, indices and data of a slab or of a transposed slab, as the slab stores them."""
     return own(V.indptr), own(V.indices), own(V.data)
 
@@ -83,7 +83,7 @@ def matmul(V: Slab, fixed: Array) -> Float64:
     if is_sparse(V):
         out = np.zeros((V.shape[0], fixed.shape[1]))
         loop = loops().csr_t_matmul if _is_transposed(V) else loops().csr_matmul
-        loop(*_csr_parts(V), own(fixed), out)
+        loop(*csr_parts(V), own(fixed), out)
         return out
     unit = unit_of(fixed)
     scaled = own((fixed * (1.0 / unit)).astype(V.dtype, copy=False))
@@ -217,7 +217,7 @@ def squared_residual(V: Slab, rows: Array, columns: Array) -> float:
     if is_sparse(V):
         squares = float(np.sum(np.square(V.data, dtype=np.float64)))
         model = float(np.sum(gram(rows) * gram(columns)))
-        dot = loops().csr_model_dot(*_csr_parts(V), own(rows), own(columns))
+        dot = loops().csr_model_dot(*csr_parts(V), own(rows), own(columns))
         return max(squares - 2.0 * float(dot) + model, 0.0)
     total = 0.0
     slab, W, Ht = own(V), own(rows), own(columns)
@@ -259,14 +259,14 @@ def _sparse_beta(
     moving, fixed = (rows, columns) if move_rows else (columns, rows)
     neg = np.zeros(moving.shape)
     if beta == 1.0:
-        parts = _csr_parts(V)
+        parts = csr_parts(V)
         value = loops().csr_kl_terms(*parts, rows, columns, unit, move_rows, neg)
         column_sums: Float64 = np.sum(fixed, axis=0, dtype=np.float64)
         pos = np.broadcast_to(column_sums, moving.shape).copy()
         mass = float(np.dot(np.sum(moving, axis=0, dtype=np.float64), column_sums))
         return neg, pos, float(value) + mass / unit
     pos = np.zeros(moving.shape)
-    value = loops().csr_beta_terms(*_csr_parts(V), rows, columns, unit, beta, move_rows, neg, pos)
+    value = loops().csr_beta_terms(*csr_parts(V), rows, columns, unit, beta, move_rows, neg, pos)
     return neg, pos, float(value)
 
 
@@ -317,7 +317,7 @@ def kl_rows(
     rest = (wide, weight, float(penalty[1]), rule, rows, neg, curvature)
     if is_sparse(V):
         slab = V.tocsr() if _is_transposed(V) else V
-        value = loops("kl").csr_rows(*_csr_parts(slab), *rest)
+        value = loops("kl").csr_rows(*csr_parts(slab), *rest)
     else:
         value = loops("kl").dense_rows(own(V), *rest)
     mass = float(np.dot(np.sum(rows, axis=0), sums))

@@ -1,9 +1,9 @@
 """What the rows of Kullback-Leibler bring to the H half: numerators, and curvature by column.
 
 A column's curvature has k(k+1)/2 numbers. Row by row, every entry would fetch those of its column
-from memory and put them back, which took as long as the rows themselves. So entries are listed
-while rows are solved; now and then they are sorted by column, and a column's numbers stay near
-while it gets the outer products w wᵀ of its rows, which are formed once a row.
+from memory and put them back. So entries are listed while rows are solved; now and then they are
+sorted by column, and a column's numbers stay near while it gets the outer products w wᵀ of its
+rows, which are formed once a row.
 """
 
 import numpy as np

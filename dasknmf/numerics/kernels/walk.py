@@ -2,7 +2,7 @@
 
 Arrays that grow with the tile or with V's columns are made once a walk. Made anew for every tile
 they are fresh pages each time (Dask's workers give such memory back at once), and threads wait for
-each other while the system hands them out: that cost an eighth of a pass.
+each other while the system hands them out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import scipy.sparse as sp
 
-from dasknmf.numerics.kernels import Array, Float64, Slab, is_sparse, loops, own, unit_of
+from dasknmf.numerics.kernels import Array, Float64, Slab, csr_parts, is_sparse, loops, own, unit_of
 
 WALK_BYTES = 2 << 20  # of a tile: near when it is used again, and worth the Python of a dozen calls
 SHARES = 4  # times what a tile brings to the other half: smaller ones cost more than they gain
@@ -81,7 +81,7 @@ class Walk:
             self._tile = tile if self._sparse else own(tile)
             cross = self._cross[: stop - start]
             if self._sparse:
-                loops().csr_matmul(*_parts(tile), self._fixed, cross)
+                loops().csr_matmul(*csr_parts(tile), self._fixed, cross)
             else:
                 product = self._product[: stop - start]
                 np.matmul(self._tile, self._fixed, out=product)
@@ -94,7 +94,7 @@ class Walk:
         if self._total is None:
             self._total = np.zeros(self._shape)
         if self._sparse:
-            loops().csr_t_matmul(*_parts(self._tile), own(wide), self._total)
+            loops().csr_t_matmul(*csr_parts(self._tile), own(wide), self._total)
             return
         if not self._partial.size:
             self._partial = np.empty(self._shape, self._fixed.dtype)
@@ -107,7 +107,3 @@ class Walk:
         """Vᵀ W of every model over the tiles that were added."""
         total = np.zeros(self._shape) if self._total is None else self._total
         return [np.ascontiguousarray(total[:, model]) for model in self._models]
-
-
-def _parts(V: Slab) -> tuple[Array, Array, Array]:
-    return own(V.indptr), own(V.indices), own(V.data)
