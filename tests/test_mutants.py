@@ -51,8 +51,8 @@ MUTANTS = [
     ),
     Mutant(
         "Gram matrix summed in float32", KERNELS,
-        "tall = own(factor[start : start + height].astype(np.float64, copy=False))",
-        "tall = own(factor[start : start + height])",
+        "wide = np.empty((min(height, factor.shape[0]), k))",
+        "wide = np.empty((min(height, factor.shape[0]), k), factor.dtype)",
         f"{PIECES}::test_gram_of_float32_is_summed_in_float64",
     ),
     Mutant(
@@ -188,8 +188,20 @@ MUTANTS = [
     ),
     Mutant(
         "a tile's share leaves float32", "numerics/kernels/walk.py",
-        "        unit = unit_of(wide)\n", "        unit = 1.0\n",
+        "dtype, unit = self._fixed.dtype, unit_of(wide)", "dtype, unit = self._fixed.dtype, 1.0",
         f"{SOLVERS}::test_a_tiles_share_stays_in_the_range_of_float32",
+    ),
+    Mutant(
+        "threads share their scratch", "numerics/kernels/walk.py",
+        "some = self._idle.pop()", "some = self._idle[-1]",
+        f"{SOLVERS}::test_visits_share_scratch_one_after_the_other_and_no_result",
+    ),
+    Mutant(
+        "a visit's share lies in the scratch", "numerics/kernels/walk.py",
+        "self._total = np.zeros(self._fixed.shape)",
+        'self._total = self.scratch.take("total", self._fixed.shape)\n'
+        "            self._total[:] = 0.0",
+        f"{SOLVERS}::test_visits_share_scratch_one_after_the_other_and_no_result",
     ),
     Mutant(
         "pivots are not refined", KERNELS,

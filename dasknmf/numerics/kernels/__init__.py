@@ -98,8 +98,11 @@ def gram(factor: Array) -> Float64:
     k = factor.shape[1]
     result: Float64 = np.zeros((k, k))
     height = max(64, GRAM_BYTES // (8 * max(k, 1)))
+    wide = np.empty((min(height, factor.shape[0]), k))
     for start in range(0, factor.shape[0], height):
-        tall = own(factor[start : start + height].astype(np.float64, copy=False))
+        part = factor[start : start + height]
+        tall = wide[: part.shape[0]]
+        tall[:] = part
         result += tall.T @ tall
     return result
 
@@ -176,8 +179,9 @@ def solve_rows(
     sweeps: int,
     tol: float,
     gain: float = 0.0,
+    out: Float64 | None = None,
 ) -> Float64:
-    """Solve min 1/2 w G wᵀ - c wᵀ, w >= 0, for every row.
+    """Solve min 1/2 w G wᵀ - c wᵀ, w >= 0, for every row; into ``out``, where ``start`` is None.
 
     The unconstrained solution, pivoted where sweeps would be slow (:mod:`.pivot`); else, and for
     rows that this does not solve, as in :func:`descend_rows` from ``start`` (None: from there).
@@ -186,7 +190,7 @@ def solve_rows(
     if start is not None and not pivoted:
         return descend_rows(cross, G, start, sweeps, tol, gain, finish=True)
     C = own(cross)
-    out: Float64 = C @ inverse
+    out = np.matmul(C, inverse, out=out)
     live = np.arange(out.shape[0])
     if pivoted:
         solved = np.zeros(out.shape[0], np.bool_)

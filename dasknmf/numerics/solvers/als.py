@@ -14,20 +14,25 @@ non-negativity-constrained least squares algorithm, J. Chemometrics 11, 1997 (th
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import numpy as np
 
 from dasknmf.numerics import kernels, weighted
 from dasknmf.numerics.kernels import Array, Float64, Slab
-from dasknmf.numerics.kernels.walk import Walk
+from dasknmf.numerics.kernels.walk import Side, Walk
 from dasknmf.numerics.losses import Frobenius, Loss
 from dasknmf.numerics.observed import Observed
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers.base import Gains, Prices, Rows, Solver
 from dasknmf.numerics.terms import Each, Normal, Terms
 
-Ready = tuple[tuple[Float64, kernels.RowSystem], ...]
+
+class Ready(NamedTuple):
+    """The fixed factors, and of each model its Gram matrix and what rows are solved with."""
+
+    side: Side
+    systems: tuple[tuple[Float64, kernels.RowSystem], ...]
 
 
 @final
@@ -66,7 +71,7 @@ class ALS(Solver):
             priced = price.apply(Normal(np.zeros((0, G.shape[0])), G), F)
             assert isinstance(priced, Normal)
             found.append((G, kernels.row_system(priced.gram)))
-        return tuple(found)
+        return Ready(Side(fixed), tuple(found))
 
     def rows(
         self, loss: Loss, V: Slab, old: Rows, fixed: Rows, prices: Prices, gains: Gains = None
@@ -77,7 +82,9 @@ class ALS(Solver):
             return tuple(weighted.least_squares(V, fixed, rules, share=False)[0])
         assert isinstance(loss, Frobenius)
         ready = self.ready(fixed, prices)
-        return self._rows(Walk(V, fixed), fixed, prices, gains, ready, share=False)
+        with ready.side.scratch() as scratch:
+            walk = Walk(V, ready.side, scratch)
+            return self._rows(walk, fixed, prices, gains, ready, share=False)
 
     def visit(
         self, loss: Loss, V: Slab, old: Rows, fixed: Rows, prices: Prices, gains: Gains = None,
@@ -88,8 +95,10 @@ class ALS(Solver):
             rows, terms = weighted.least_squares(V, fixed, self._rules(prices, gains))
             return tuple(rows), list(terms)
         assert isinstance(loss, Frobenius)
-        walk = Walk(V, fixed)
-        new = self._rows(walk, fixed, prices, gains, ready or self.ready(fixed, prices), share=True)
+        ready = ready or self.ready(fixed, prices)
+        with ready.side.scratch() as scratch:
+            walk = Walk(V, ready.side, scratch)
+            new = self._rows(walk, fixed, prices, gains, ready, share=True)
         pairs = zip(walk.shares(), new, strict=True)
         return new, [Normal(share, kernels.gram(W)) for share, W in pairs]
 
@@ -100,12 +109,13 @@ class ALS(Solver):
         new = tuple(np.empty((walk.V.shape[0], F.shape[1]), F.dtype) for F in fixed)
         for start, stop, products in walk:
             for n, (cross, F) in enumerate(zip(products, fixed, strict=True)):
-                gram, system = ready[n]
+                gram, system = ready.systems[n]
                 terms = prices[n].apply(Normal(cross, gram), F)
                 assert isinstance(terms, Normal)
                 gain = self.gain if gains is None else gains[n]
+                out = walk.scratch.take("solved", cross.shape)
                 new[n][start:stop] = kernels.solve_rows(
-                    terms.cross, system, None, self.sweeps, self.tol, gain
+                    terms.cross, system, None, self.sweeps, self.tol, gain, out
                 )
             if share:
                 walk.add([W[start:stop] for W in new])
