@@ -15,7 +15,7 @@ from dasknmf import NMF
 from dasknmf.numerics import memory, planning
 from dasknmf.numerics.memory import Job, Machines
 from dasknmf.parallel import planned
-from dasknmf.parallel.remote import Bundle, Piece, merge_bundles
+from dasknmf.parallel.remote import Bundle, Piece, merge_bundles, merge_pieces, merge_tree
 from dasknmf.parallel.slabs import cut
 
 
@@ -54,6 +54,38 @@ def test_pieces_are_added_in_the_order_of_their_leaves():
     assert merged.keys == ("rows 0", "rows 1", "rows 2")
 
 
+@given(
+    holders=st.lists(st.integers(0, 3), min_size=1, max_size=64),
+    most=st.integers(1, 8),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None)
+def test_one_task_adds_up_in_the_order_of_the_tree(holders, most, seed):
+    rng = np.random.default_rng(seed)
+    leaves = [Piece(rng.standard_cauchy(1), (f"rows {i}",)) for i in range(len(holders))]
+    nodes = planning.bundles(holders, most)
+    visits = [
+        merge_pieces([leaves[leaf] for leaf in bundle])
+        if len(node) == 1
+        else Bundle(tuple(bundle), tuple(leaves[leaf] for leaf in bundle))
+        for node in nodes
+        for bundle in node
+    ]
+    found = merge_tree(visits, [len(node) for node in nodes])
+    sums = leaves
+    for level in planning.tree_levels(len(leaves)):
+        sums = [merge_pieces([sums[m] for m in members]) for members in level]
+    assert found.sums.tobytes() == sums[0].sums.tobytes()
+    assert found.keys == tuple(f"rows {i}" for i in range(len(holders)))
+
+
+def test_only_small_sums_are_added_up_by_one_task():
+    assert planning.merged_at_once(16, 1 << 20)
+    assert not planning.merged_at_once(17, 1 << 20)
+    assert planning.merged_at_once(64, 1000)
+    assert not planning.merged_at_once(65, 1000)
+
+
 def tasks_of_a_pass(client, monkeypatch, X, waves):
     """Tasks that one pass submits, by what they do."""
     counts = Counter()
@@ -88,7 +120,9 @@ def test_slabs_on_one_worker_share_tasks_and_the_bits_stay(client, monkeypatch, 
     matrix = planned.matrix_of(slabs)
     assert len(slabs) == 64
     plan = memory.tasks_per_pass(matrix, Job(k=3, waves=2), machines, True)
-    assert 10 <= sum(counts.values()) <= plan == 2 * (4 * (2 + 1) + 1)  # on one worker, on both
+    assert (
+        10 <= sum(counts.values()) <= plan == 2 * (4 * 2 + 1)
+    )  # a task on each worker, for each node of the tree
     alone = Machines(machines.workers, machines.threads * 64)
     assert memory.tasks_per_pass(matrix, Job(k=3, waves=2), alone, True) > 64
     monkeypatch.setattr(planning, "most_in_bundle", lambda *_: 1)

@@ -226,8 +226,8 @@ def test_spans_change_neither_keys_nor_bits(X, client, monkeypatch):
     for phase in ("pass 1", "pass 2"):
         with make_executor(cut(lazily(X))) as executor:
             executor.begin(phase)
-            executor.resident = True
-            keys.append([future.key for future in executor._load()])
+            executor.sources.resident = True
+            keys.append([future.key for future in executor.sources.load(executor.phases)])
     assert keys[0] == keys[1]
     monkeypatch.setattr(Phases, "__call__", lambda *_: dask.annotate())
     np.testing.assert_array_equal(fitted(lazily(X)).components_, expected)

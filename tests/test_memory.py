@@ -40,13 +40,17 @@ def test_tasks_and_bytes_are_those_of_hand_counts():
     assert memory.tasks_per_pass(DENSE, Job(k=9, waves=8), here, True) == 64 + 8 * 1
     assert memory.tasks_per_pass(longer, Job(k=9), here, True) == 65 + 9 + 2 + 1
     assert memory.tasks_per_pass(longer, Job(k=9), many, True) == 65 + 8 + 2 + 1  # one is alone
+    small, four = replace(DENSE, nbytes=64 * MB), replace(TWO, workers=4)
     # 20 MB a slab: three of them in 64 MB, so three tasks for the eight slabs of a node
-    assert memory.tasks_per_pass(DENSE, Job(k=9), TWO, False) == 8 * (3 + 1) + 1
-    assert memory.tasks_per_pass(DENSE, Job(k=9), replace(TWO, workers=4), True) == 8 * (4 + 1) + 1
-    small = replace(DENSE, nbytes=64 * MB)
-    assert memory.tasks_per_pass(small, Job(k=9, carries_rows=True), TWO, True) == 64 + 8 + 1
-    assert memory.tasks_per_pass(small, Job(k=9), TWO, False) == 8 * 1 + 1
-    assert memory.tasks_per_pass(small, Job(k=9, waves=4), TWO, True) == 4 * (2 * (2 + 1) + 1)
+    for k, node, root in ((90, 1, 1), (9, 0, 1)):  # sums of 50 MB go up the tree, of 5 MB at once
+        carrying = Job(k=k, carries_rows=True)
+        assert memory.tasks_per_pass(DENSE, Job(k=k), TWO, False) == 8 * (3 + node) + root
+        assert memory.tasks_per_pass(DENSE, Job(k=k), four, True) == 8 * (4 + node) + root
+        assert memory.tasks_per_pass(small, carrying, TWO, True) == 8 * (8 + node) + root
+        assert memory.tasks_per_pass(small, Job(k=k), TWO, False) == 8 * 1 + root
+    waves = Job(k=300, waves=4)
+    assert memory.tasks_per_pass(small, waves, TWO, True) == 4 * (2 * (2 + 1) + 1)
+    assert memory.tasks_per_pass(small, replace(waves, k=90), TWO, True) == 4 * (2 * 2 + 1)
     assert memory.wave_sizes(10, 4) == [3, 3, 2, 2]
     job = Job(k=10)
     factors, sums = 1000 * 10 * 4, (1000 + 10) * 10 * 8
@@ -55,14 +59,17 @@ def test_tasks_and_bytes_are_those_of_hand_counts():
     assert memory.moved_per_pass(DENSE, job, one, True) == 2 * (factors + sums)
     waves = replace(job, waves=8)
     assert memory.moved_per_pass(DENSE, waves, one, True) == 16 * (factors + sums)
-    together = planning.most_together(8, 2)  # of the eight sums that meet, nine times
-    for slab, task, stay in (
-        (70 * MB, "its own", (together + 4) / 2), (20 * MB, "shared", together), (MB, "shared", 8)
-    ):  # fmt: skip
+    for slab, task in ((70 * MB, "its own"), (20 * MB, "shared"), (MB, "for a node")):
         sized = replace(DENSE, nbytes=64 * slab)
-        meet = 9 * (8 - stay) if task == "its own" or stay < 8 else 8 - together  # the last level
-        planned_bytes = memory.moved_per_pass(sized, job, TWO, False)
-        assert planned_bytes == round(3 * factors + (meet + 2) * sums), task
+        for k, meetings, meet in ((100, 9, 8), (10, 1, 64)):  # up the tree, or at once
+            job = Job(k=k)
+            factors, sums = 1000 * k * 4, (1000 + k) * k * 8
+            if task == "for a node":
+                meetings, meet = 1, 8
+            together = planning.most_together(meet, 2)
+            stay = (together + meet / 2) / 2 if task == "its own" else together
+            expected = 3 * factors + (meetings * (meet - stay) + 2) * sums
+            assert memory.moved_per_pass(sized, job, TWO, False) == round(expected), task
     assert make_plan(DENSE, job, TWO).read == DENSE.nbytes
     assert make_plan(DENSE, job, replace(TWO, memory=4 * 10**9)).read == 0
 

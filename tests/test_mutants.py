@@ -204,6 +204,22 @@ MUTANTS = [
         f"{SOLVERS}::test_visits_share_scratch_one_after_the_other_and_no_result",
     ),
     Mutant(
+        "one task adds sums up in another order", "parallel/remote.py",
+        "merge_pieces([pieces[m] for m in members])",
+        "merge_pieces([pieces[m] for m in members[::-1]])",
+        "test_bundles.py::test_one_task_adds_up_in_the_order_of_the_tree",
+    ),
+    Mutant(
+        "slabs move that could stay", "numerics/planning.py",
+        "stay = min(len(here[w]), part[w])", "stay = min(len(here[w]), part[w], 1)",
+        "test_spread.py::test_each_worker_keeps_its_part_of_every_wave",
+    ),
+    Mutant(
+        "slabs move to workers that are full", "numerics/planning.py",
+        "held[w] += home in slots", "held[w] += 0 * (home in slots)",
+        "test_spread.py::test_no_worker_is_given_more_than_it_may_hold",
+    ),
+    Mutant(
         "pivots are not refined", KERNELS,
         "refined=smallest < FINE * largest", "refined=False",
         "test_pivot.py::test_ill_conditioned_rows_are_refined",

@@ -203,6 +203,9 @@ def worker_parts(matrix: Matrix, job: Job, machines: Machines, resident: bool) -
     elif job.keep_rows or matrix.transposed:
         parts["rows"] = 2 * height * job.k
     held = min(-(-share // job.waves), 2 * planning.FAN_IN) + planning.FAN_IN + 1
+    leaves = wave_sizes(len(matrix.heights), job.waves)[0]
+    if planning.merged_at_once(leaves, sum_bytes(matrix, job)):
+        held = max(held, leaves + 1)
     sums = held * sum_bytes(matrix, job) + 2 * factor_bytes(matrix, job)
     parts["sums"] = max(sums, sample_bytes(matrix, job))  # copied once no slab is at work
     return parts
@@ -292,7 +295,11 @@ def tasks_per_pass(matrix: Matrix, job: Job, machines: Machines, resident: bool)
     """Visits to slabs, and the tasks that merge their sums."""
     return sum(
         planning.tasks_of_wave(
-            size, machines.workers, _most_in_bundle(matrix, job, machines, size), resident=resident
+            size,
+            machines.workers,
+            _most_in_bundle(matrix, job, machines, size),
+            resident=resident,
+            at_once=planning.merged_at_once(size, sum_bytes(matrix, job)),
         )
         for size in wave_sizes(len(matrix.heights), job.waves)
     )
@@ -308,7 +315,8 @@ def moved_per_pass(matrix: Matrix, job: Job, machines: Machines, resident: bool)
     moved = 0.0
     for size in wave_sizes(len(matrix.heights), job.waves):
         most = _most_in_bundle(matrix, job, machines, size)
-        sums = planning.sums_moved(size, machines.workers, most, resident=resident)
+        at_once = planning.merged_at_once(size, sum_bytes(matrix, job))
+        sums = planning.sums_moved(size, machines.workers, most, resident=resident, at_once=at_once)
         moved += (min(machines.workers, size) + 1) * factor_bytes(matrix, job)
         moved += (sums + 2) * sum_bytes(matrix, job)
     return round(moved)

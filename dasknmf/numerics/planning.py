@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 from math import factorial
 
@@ -22,6 +23,7 @@ WAVE_SLABS = 4  # slabs of a wave, at least
 FAN_IN = 8  # of the merge tree
 RUNS = 4  # stretches of V that a wave consists of
 BUNDLE = 64 << 20  # bytes of slabs that one task may visit one after the other
+TREE_BYTES = 16 << 20  # of the sums of a whole tree that one task may add up
 TASKS = 2  # of a wave for each task slot, at least, where slabs share them
 
 
@@ -34,7 +36,7 @@ def slab_bytes(total: int) -> int:
 def even_chunks(rows: int, row_bytes: int) -> tuple[int, ...]:
     """Cut ``rows`` rows of ``row_bytes`` bytes into slabs of (almost) equal height."""
     total = rows * row_bytes
-    shortest = SHORTEST if total < AIM * SMALLEST else 1
+    shortest = min(SHORTEST, LARGEST // max(row_bytes, 1)) if total < AIM * SMALLEST else 1
     height = max(1, shortest, slab_bytes(total) // max(row_bytes, 1))
     count = -(-rows // height)
     edges = [rows * i // count for i in range(count + 1)]
@@ -80,6 +82,49 @@ def waves(slabs: int, count: int, generator: np.random.Generator) -> list[list[i
         for group, place in enumerate(generator.permutation(count)):
             groups[group] += cut[part * count + int(place)]
     return groups
+
+
+def spread(
+    groups: Sequence[Sequence[int]],
+    holders: Sequence[Hashable],
+    slots: Mapping[Hashable, int],
+    uneven: float,
+) -> list[Hashable]:
+    """Which worker is to keep each slab, so that its group keeps all of them busy.
+
+    Of every group each worker gets its part by task slots, give or take one. A slab stays with its
+    holder (None: nobody has it yet) where that is within this part; it moves to no worker that
+    would then hold more than ``uneven`` times its part of all slabs.
+    """
+    found = list(holders)
+    total, given = sum(slots.values()), 0
+    kept = dict.fromkeys(slots, 0)  # slabs so far, by the worker that they end on
+    held = Counter(holders)
+    for group in groups:
+        given += len(group)
+        here: dict[Hashable, list[int]] = {w: [] for w in slots}
+        moving: list[int] = []
+        for slab in group:
+            here.get(holders[slab], moving).append(slab)
+        part = {w: len(group) * n // total for w, n in slots.items()}
+        # What does not come out even goes to those that have slabs to keep, or are behind most.
+        want = {w: (len(here[w]) <= part[w], kept[w] - given * n / total) for w, n in slots.items()}
+        for w in sorted(slots, key=want.__getitem__)[: len(group) - sum(part.values())]:
+            part[w] += 1
+        for w in slots:
+            stay = min(len(here[w]), part[w])
+            moving += here[w][stay:]
+            part[w] -= stay
+            kept[w] += stay
+        seats = [w for n in range(max(part.values())) for w in slots if part[w] > n]
+        for slab, w in zip(moving, seats, strict=True):
+            home = holders[slab]
+            if home in slots and held[w] + 1 > uneven * len(holders) * slots[w] / total:
+                w = home
+            held[w] += home in slots and w != home
+            found[slab] = w
+            kept[w] += 1
+    return found
 
 
 @cache
@@ -141,8 +186,16 @@ def tree_levels(leaves: int, fan_in: int = FAN_IN) -> list[list[range]]:
     return levels
 
 
-def tasks_of_wave(slabs: int, workers: int, most: int, *, resident: bool) -> int:
-    """Visits, and what merges their sums.
+def merged_at_once(leaves: int, sum_bytes: int) -> bool:
+    """Whether one task adds up the sums of all leaves: small ones cost less than a task's way.
+
+    The order of the additions stays that of the tree.
+    """
+    return leaves <= FAN_IN**2 and leaves * sum_bytes <= TREE_BYTES
+
+
+def tasks_of_wave(slabs: int, workers: int, most: int, *, resident: bool, at_once: bool) -> int:
+    """Visits, and what merges their sums; ``at_once``: one task does.
 
     Threads (no workers) have a task a slab. On workers up to ``most`` slabs share one that are on
     one of them (of the few that meet in a node of the tree, each worker is taken to have some), or
@@ -151,28 +204,32 @@ def tasks_of_wave(slabs: int, workers: int, most: int, *, resident: bool) -> int
     levels = tree_levels(slabs)
     if not workers:
         return slabs + sum(map(len, levels))
-    count = sum(map(len, levels[1:]))
+    count = 1 if at_once else sum(map(len, levels[1:]))
     for node in map(len, levels[0]):
         places = min(node, workers) if resident and most > 1 else 1
         shared = max(places, -(-node // most))
-        count += shared + (shared > 1)
+        count += shared + (shared > 1 and not at_once)
     return count
 
 
-def sums_moved(slabs: int, workers: int, most: int, *, resident: bool) -> float:
+def sums_moved(slabs: int, workers: int, most: int, *, resident: bool, at_once: bool) -> float:
     """How many sums go from one worker to another on their way up the tree of a wave.
 
     Of those that meet, the ones that were formed there do not move. The scheduler weighs the move
     against the wait: they meet where most of them are (by chance), or just anywhere. This is
     half-way (4 workers, 8 that meet: 4.5 to 5.6 of them were seen to move, where these two would be
     4.5 and 6). Sums of slabs that share a task come as one, and meet where most are (70 to 77 MB
-    where this says 73); where one task visits all that meet, none of them moves.
+    where this says 73); where one task visits all that meet, none of them moves. ``at_once``: all
+    meet in one place.
     """
     moved = 0.0
-    for depth, level in enumerate(tree_levels(slabs)):
+    levels = tree_levels(slabs)
+    if at_once:
+        levels = [[range(slabs if resident or most < FAN_IN else len(levels[0]))]]
+    for depth, level in enumerate(levels):
         for meet in map(len, level):
             together = most_together(meet, workers)
             stay = together if most > 1 else (together + meet / workers) / 2
-            whole = depth == 0 and most >= meet > 1 and not resident
+            whole = depth == 0 and most >= meet > 1 and not (resident or at_once)
             moved += 0.0 if whole else meet - stay
     return moved

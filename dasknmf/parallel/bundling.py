@@ -14,7 +14,7 @@ from distributed import Client, Future
 
 from dasknmf.numerics import planning
 from dasknmf.numerics.inspection import Place
-from dasknmf.parallel.remote import merge_bundles, merge_pieces, visit_slabs
+from dasknmf.parallel.remote import merge_bundles, merge_pieces, merge_tree, visit_slabs
 
 Ask = Callable[[Callable[[], Awaitable[Any]], str], Any]  # wait for a coroutine; what it is for
 Nodes = list[list[list[int]]]  # of the merge tree's first level: bundles of leaves
@@ -70,10 +70,12 @@ def sums_of(
     name: tuple[str, str],
     *,
     keep: bool,
+    at_once: bool = False,
 ) -> Future:
     """The root of the tree: visits, a task a bundle, and what merges their sums.
 
     ``leaves``: sources, old rows and places. ``name``: of the work, and of this run of it.
+    ``at_once``: one task does all of the merging.
     """
     what, run = name
     bundles = [bundle for node in nodes for bundle in node]
@@ -87,6 +89,10 @@ def sums_of(
         key=[(f"{what}-{run}", leaves[2][bundle[0]].slab) for bundle in bundles],
         pure=False,
     )
+    if at_once and len(visits) > 1:
+        counts, keys = [len(node) for node in nodes], [(f"nmf-merge-0-{run}", 0)]
+        (root,) = client.map(merge_tree, [visits], [counts], key=keys, pure=False)
+        return root
     found = iter(visits)
     parts = [[next(found) for _ in node] for node in nodes]
     several = [j for j, node in enumerate(nodes) if len(node) > 1]

@@ -18,10 +18,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
+from dask.sizeof import sizeof
 from distributed import Client, Future, KilledWorker
 from distributed.client import ClosedClientError
 from distributed.comm import CommClosedError
 
+from dasknmf.numerics import planning
 from dasknmf.numerics.errors import ClusterError, RowsLostError
 from dasknmf.numerics.inspection import Place
 from dasknmf.numerics.work import Rows, Work
@@ -29,13 +31,13 @@ from dasknmf.parallel import planned
 from dasknmf.parallel.ancestry import Held, origins
 from dasknmf.parallel.bundling import Bundling, singly, sums_of
 from dasknmf.parallel.executors import Carried, Executor, Visit, pick_rows
-from dasknmf.parallel.loading import Recipe, small_recipes
 from dasknmf.parallel.remote import (
     release,
     release_all,
     rows_prefix,
 )
 from dasknmf.parallel.slabs import Slabs
+from dasknmf.parallel.sources import Sources
 from dasknmf.parallel.spans import Phases
 from dasknmf.parallel.watchdog import Watchdog
 
@@ -44,7 +46,7 @@ logger = logging.getLogger("dasknmf")
 LOST = (CancelledError, KilledWorker, CommClosedError, ClosedClientError)
 RETRIES = 5  # in a row: every visit that ends well refills them
 LONGEST_PAUSE = 2.0  # seconds before a retry; the first one is at once
-TOGETHER = 16  # slabs whose rows, or recipes, go in one request: it has to end now and then
+TOGETHER = 16  # slabs whose rows come in one request: it has to end now and then
 LAST_WORD = 5.0  # seconds for workers or the scheduler to answer what a fit can do without
 TOPIC = "dasknmf"  # of the events: client.get_events("dasknmf")
 T = TypeVar("T")
@@ -60,22 +62,30 @@ class ClusterExecutor(Executor):
     def __init__(self, slabs: Slabs, client: Client, resident: bool) -> None:
         super().__init__(slabs)
         self.client = client
-        self.resident = resident
         self.token = uuid.uuid4().hex[:8]
         self.watchdog = Watchdog(client, rows_prefix(self.token))
         self.phases = Phases()
         self._bundling = Bundling(client, self._wait, planned.matrix_of(slabs).slab or None)
-        self._sources: list[Any] = [None] * len(slabs)
-        self._recipes: list[Recipe] | None = None
+        self.sources = Sources(
+            client, slabs, resident=resident, ask=self._wait, patience=2 * self.watchdog.limit
+        )
         self._runs: list[str] = []
         self._releases: list[Any] = []
         self._count = self._stored = 0
         self._failures = 0
+        # What the last visit left on the cluster. Released before the next one is submitted, its
+        # message would go first, and the client sends at most one in ten milliseconds.
+        self._spent: tuple[Future, ...] = ()
+        self._sum_bytes: dict[str, int] = {}  # by name of the work
 
     def begin(self, phase: str) -> None:
         """A span of its own."""
         self.phases.now = phase
         self._bundling.forget()
+
+    def group(self, waves: Sequence[Sequence[int]]) -> None:
+        """The slabs of each are spread over the workers when they are loaded."""
+        self.sources.groups = waves
 
     def tell(self, event: dict[str, Any]) -> None:
         """Log it on the scheduler, as client.log_event does; a fit does not fail on that."""
@@ -138,7 +148,8 @@ class ClusterExecutor(Executor):
             ) from error
         if self._failures > 1:
             time.sleep(min(0.1 * 2**self._failures, LONGEST_PAUSE))
-        self._drop_lost_sources()
+        self._bundling.forget()
+        self.sources.drop_lost(LOST)
 
     def _remake(self, needed: Sequence[Held]) -> None:
         """Make those rows again that were lost.
@@ -186,14 +197,14 @@ class ClusterExecutor(Executor):
     ) -> Visit:
         self._count += 1
         run = f"{self.token}-{self._count}"
-        sources = self._load() if load else self._sources
+        sources = self.sources.load(self.phases) if load else self.sources.futures
         old = [None if rows is None else rows.handles[place.slab] for place in places]
-        scattered = self._scatter(work, "factors", work.name)
+        (scattered,) = self.sources.scatter([work], "factors", work.name)
         if keep:
             self._runs.append(run)
         nodes = singly(len(places))
         if load and rows is None and not keep:
-            anywhere = self._recipes is not None
+            anywhere = self.sources.recipes is not None
             nodes = self._bundling.nodes(sources, places, anywhere=anywhere)
         leaves = (
             [sources[place.slab] if load else None for place in places],
@@ -201,8 +212,13 @@ class ClusterExecutor(Executor):
             list(places),
         )
         with self.phases():
-            root = sums_of(self.client, scattered, leaves, nodes, (work.name, run), keep=keep)
+            root = sums_of(
+                self.client, scattered, leaves, nodes, (work.name, run),
+                keep=keep, at_once=self._at_once(work.name, len(places)),
+            )  # fmt: skip
+        self._spent = (scattered, root)
         piece = self.watchdog.wait(lambda: self.client.gather(root, asynchronous=True), work.name)
+        self._sum_bytes[work.name] = sizeof(piece.sums)
         if not keep:
             return Visit(piece.sums, None)
         futures = self._adopt(piece.keys)
@@ -212,6 +228,11 @@ class ClusterExecutor(Executor):
         ]
         self._forget()
         return Visit(piece.sums, self._with_old(rows, places, new))
+
+    def _at_once(self, name: str, leaves: int) -> bool:
+        """Whether one task may add all sums up, going by what the work brought before."""
+        size = self._sum_bytes.get(name)
+        return size is not None and planning.merged_at_once(leaves, size)
 
     def _adopt(self, keys: tuple[str, ...]) -> tuple[Future, ...]:
         """Refer to rows that the workers put into their memory under ``keys``."""
@@ -231,60 +252,11 @@ class ClusterExecutor(Executor):
             self._releases = [job for job in self._releases if not job.done()]
             self._releases.append(self.watchdog.start(ask, self.watchdog.limit))
 
-    def _load(self) -> list[Any]:
-        """Futures of slabs, or of their recipes; those that were lost are made anew."""
-        missing = [i for i, source in enumerate(self._sources) if source is None]
-        if not missing:
-            return self._sources
-        graph, blocks = self.slabs.graph, list(self.slabs.blocks)
-        if graph is not None:
-            if self._recipes is None and not self.resident:
-                self._recipes = small_recipes(self.slabs)
-            if self._recipes is None:
-                with self.phases():
-                    made = self.client.get(graph, [blocks[i] for i in missing], sync=False)
-                for i, future in zip(missing, made, strict=True):
-                    self._sources[i] = future
-                return self._sources
-            blocks = list(self._recipes)
-        # Slabs one at a time, so that the client never holds a serialised copy of the whole.
-        step = 1 if self._recipes is None else TOGETHER
-        for start in range(0, len(missing), step):
-            some = missing[start : start + step]
-            for i, source in zip(some, self._scatter_all([blocks[i] for i in some]), strict=True):
-                self._sources[i] = source
-        return self._sources
-
-    def _drop_lost_sources(self) -> None:
-        """Forget slabs that the scheduler can't make again by itself, and where the others were."""
-        self._bundling.forget()
-        scattered = self.slabs.graph is None or self._recipes is not None
-        gone = {"cancelled", "error"} | ({"lost", "pending"} if scattered else set())
-        for i, source in enumerate(self._sources):
-            if source is not None and source.status in gone:
-                if source.status == "error" and not isinstance(source.exception(), LOST):
-                    raise source.exception()  # what made the tasks above it vanish
-                self._sources[i] = None
-
-    def _scatter(self, data: Any, name: str, what: str) -> Future:
-        """Send data to a worker; ``name`` is what the dashboard shows, ``what`` what waits."""
-        return self._scatter_all([data], name, what)[0]
-
-    def _scatter_all(
-        self, data: Sequence[Any], name: str = "slab", what: str = "slabs"
-    ) -> list[Future]:
-        """The same for a few, in one request."""
-        patience = 2 * self.watchdog.limit  # of the scheduler, until there is a worker
-        named = {f"nmf-{name}-{uuid.uuid4().hex}": item for item in data}
-        send = partial(self.client.scatter, named, timeout=patience, asynchronous=True)
-        found = self._wait(send, what)
-        return [found[key] for key in named]
-
     def carry(self, blocks: Sequence[Rows]) -> Carried:
         """Scatter rows to the workers."""
 
         def scatter() -> Carried:
-            futures = [self._scatter(block, "rows", "rows given") for block in blocks]
+            futures = [self.sources.scatter([b], "rows", "rows given")[0] for b in blocks]
             places = self.slabs.places
             return Carried(tuple(Held(f, None, p) for f, p in zip(futures, places, strict=True)))
 
@@ -354,7 +326,7 @@ class ClusterExecutor(Executor):
         self._failures = 0
         keys = [(f"nmf-rows-{self.token}-{model}", i) for i in range(len(rows.handles))]
         pick = partial(pick_rows, model=model)
-        made = origins(rows.handles, self._small_recipes)
+        made = origins(rows.handles, self.sources.find_recipes)
         picked = {key: (pick, h.future.key) for key, h in zip(keys, rows.handles, strict=True)}
         with self.phases():
             if made:
@@ -362,14 +334,10 @@ class ClusterExecutor(Executor):
             futures = [held.future for held in rows.handles]
             return list(self.client.map(pick, futures, key=keys, pure=False))
 
-    def _small_recipes(self) -> list[Recipe] | None:
-        if self.slabs.graph is None:
-            return None
-        return self._recipes or small_recipes(self.slabs)
-
     def close(self) -> None:
         """Let the workers drop slabs and rows."""
-        self._sources = [None] * len(self.slabs)
+        self.sources.clear()
+        self._spent = ()
         for job in self._releases:
             job.cancel()
         if self.client.status == "running" and self._runs:

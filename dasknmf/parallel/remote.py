@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from distributed import Future, get_client
 
+from dasknmf.numerics import planning
 from dasknmf.numerics.inspection import Place
 from dasknmf.numerics.terms import add
 from dasknmf.numerics.work import Rows, Work
@@ -107,3 +108,19 @@ def merge_pieces(pieces: Sequence[Piece]) -> Piece:
     """Add sums up in the order of the slabs."""
     keys = tuple(key for piece in pieces for key in piece.keys)
     return Piece(add([piece.sums for piece in pieces]), keys)
+
+
+def merge_tree(found: Sequence[Piece | Bundle], counts: Sequence[int]) -> Piece:
+    """The whole tree: what ``merge_bundles`` makes of the next ``counts`` bundles, and so on up."""
+    rest = iter(found)
+    pieces = [_node([next(rest) for _ in range(count)]) for count in counts]
+    for level in planning.tree_levels(len(pieces)) if len(pieces) > 1 else []:
+        pieces = [merge_pieces([pieces[m] for m in members]) for members in level]
+    return pieces[0]
+
+
+def _node(parts: Sequence[Piece | Bundle]) -> Piece:
+    """A node of the first level: visited by one task as a whole, or to be merged."""
+    if len(parts) == 1 and isinstance(parts[0], Piece):
+        return parts[0]
+    return merge_bundles([part for part in parts if isinstance(part, Bundle)])
