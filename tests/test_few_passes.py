@@ -20,8 +20,9 @@ from dasknmf.numerics.sampling import DrawByNorm, TakeRows
 from dasknmf.numerics.solvers.als import ALS
 from dasknmf.numerics.stopping import extrapolated
 from dasknmf.numerics.terms import Normal, add
+from dasknmf.numerics.weighted import squared_norms
 from dasknmf.numerics.work import ModelSums
-from dasknmf.parallel import race
+from dasknmf.parallel import driver, race
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -125,6 +126,28 @@ def test_sorted_rows_do_no_harm(rng):
         for X in (V, mixed, da.from_array(V, chunks=(100, -1)))
     ]
     assert max(errors) <= 1.02 * min(errors)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_the_last_candidate_has_all_threads_and_the_same_bits_for_any_number(
+    sparse, rng, monkeypatch
+):
+    V = planted(rng, 2500, 2100) if not sparse else sparse_counts(rng, 2500, 2100, 4)
+    start = race._random_start(1, 0, 2100, 4)
+    squares, found = float(np.sum(squared_norms(V))), []
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(driver, "CPU_COUNT", threads)
+        with ThreadPoolExecutor(threads) as pool:
+            (candidate,) = race._round(pool, [race.Candidate(1, start)], V, 3, 0.0)
+        found.append(candidate)
+    alone = race.Candidate(1, start)
+    alone.run([V], squares, 3, 0.0, race.ACCURACY)
+    assert [len(rows) for rows in found[0].rows] == [625] * race.PARTS
+    for candidate in found:
+        np.testing.assert_array_equal(candidate.short, found[0].short)
+        np.testing.assert_array_equal(candidate.balanced(2.0), found[0].balanced(2.0))
+        np.testing.assert_allclose(candidate.short, alone.short, rtol=1e-6, atol=1e-9)
+        assert candidate.relative == pytest.approx(alone.relative, rel=1e-9)
 
 
 def test_restarts_leave_zero_where_their_few_rows_have_nothing(rng):

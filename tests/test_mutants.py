@@ -182,6 +182,11 @@ MUTANTS = [
         "test_kl.py::test_half_steps_are_the_same_for_any_number_of_threads",
     ),
     Mutant(
+        "columns of the last candidate from some of its rows", "parallel/race.py",
+        "add([terms for _, terms in found])", "add([terms for _, terms in found[1:] + found[1:2]])",
+        "test_few_passes.py::test_the_last_candidate_has_all_threads_and_the_same_bits_for_any_number",
+    ),
+    Mutant(
         "restarts keep their draws where rows have nothing", "parallel/race.py",
         "whole = np.zeros((few.shape[1]", "whole = np.ones((few.shape[1]",
         "test_few_passes.py::test_restarts_leave_zero_where_their_few_rows_have_nothing",

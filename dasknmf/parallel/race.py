@@ -7,6 +7,7 @@ how many threads take part.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,8 +23,10 @@ from dasknmf.numerics.observed import Observed
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers.als import ALS
 from dasknmf.numerics.stopping import BRAKE, extrapolated
+from dasknmf.numerics.terms import Normal, add
 from dasknmf.numerics.weighted import squared_norms
 from dasknmf.parallel.blas import ensure_one_thread
+from dasknmf.parallel.driver import half_step
 
 CANDIDATES = 4  # random starts where they are cheap against a pass
 FEWEST = 3
@@ -34,6 +37,8 @@ LAST = 20
 EARLY, LATE = 1e-3, 1e-4  # relative change that ends a round, and the last one
 ROUGH, ACCURACY = 1e-4, 1e-5  # of the rows, in the first round and then: what may be left to gain,
 # in parts of the squared residual
+PARTS = 4  # of the sample in the last round, whatever the number of threads
+SHORTEST_PART = 500  # rows: of fewer, the sums cost more than the threads gain
 BUDGET = 8.0  # passes over V whose arithmetic the first round may cost
 SOLVE = 80.0  # operations of a row solve, in units of k²: half a microsecond at k = 16
 
@@ -44,27 +49,32 @@ class Candidate:
     def __init__(self, number: int, short: Array) -> None:
         self.number = number
         self.short = short
-        self.rows: Array | None = None
+        self.rows: list[Array] = []  # in parts
         self.relative = 0.01  # squared relative error
 
     def run(
-        self, V: Slab, squares: float, iterations: int, tol: float, accuracy: float = ACCURACY
-    ) -> None:
-        """Alternate rows and columns on ``V``; ``squares``: ||V||²."""
+        self, parts: Sequence[Slab], squares: float, iterations: int, tol: float, accuracy: float,
+        pool: ThreadPoolExecutor | None = None,
+    ) -> None:  # fmt: skip
+        """Alternate rows and columns; ``squares``: ||V||².
+
+        ``parts``: of V, which threads of a ``pool`` share. One with weights has one part.
+        """
         ensure_one_thread()
         loss, none = Frobenius(), Penalty()
         k = self.short.shape[1]
-        rows = np.zeros((V.shape[0], k), self.short.dtype)
+        rows = [np.zeros((part.shape[0], k), self.short.dtype) for part in parts]
         ahead, momentum, before = self.short, 0.5, np.inf
+        solve_short = ALS.half_step if pool is None else half_step
         for _ in range(iterations):
             solver = ALS(tol=1e-8, gain=accuracy * self.relative, warm=True)
-            if isinstance(V, Observed):
+            if isinstance(parts[0], Observed):
                 gains = (solver.gain,)
-                (rows,), (terms,) = solver.visit(loss, V, (rows,), (ahead,), (none,), gains)
+                visit = solver.visit(loss, parts[0], tuple(rows), (ahead,), (none,), gains)
+                rows, (terms,) = list(visit[0]), visit[1]
             else:
-                rows = solver.half_step(rows, loss.terms(V, [rows], [ahead])[0], none)
-                terms = loss.terms(V.T, [self.short], [rows])[0]
-            short = solver.half_step(self.short, terms, none)
+                rows, terms = _alternated(solver, parts, rows, ahead, pool)
+            short = solve_short(solver, self.short, terms, none)
             relative = 2.0 * loss.value(terms, short, squares) / squares
             if relative > before:
                 ahead, momentum = self.short, momentum * BRAKE
@@ -77,12 +87,29 @@ class Candidate:
 
     def balanced(self, growth: float) -> Array:
         """The short factor, scaled as evenly as the rows of a matrix ``growth`` times as long."""
-        assert self.rows is not None
-        long = np.sqrt(np.diag(kernels.gram(self.rows)) * growth)
+        long = np.sqrt(np.diag(kernels.gram(np.concatenate(self.rows))) * growth)
         short = np.sqrt(np.diag(kernels.gram(self.short)))
         used = (long > 0) & (short > 0)
         ratio = np.divide(long, short, out=np.ones_like(long), where=used)
         return (self.short * np.sqrt(ratio)).astype(self.short.dtype)
+
+
+def _alternated(
+    solver: ALS, parts: Sequence[Slab], old: Sequence[Array], fixed: Array,
+    pool: ThreadPoolExecutor | None,
+) -> tuple[list[Array], Normal]:  # fmt: skip
+    """Rows of every part, and what all of them bring to the columns, added in their order."""
+    none, gram = Penalty(), kernels.gram(fixed)
+    system = solver.shared(Normal(np.empty((0, fixed.shape[1])), gram), none)
+
+    def visit(part: Slab, rows: Array) -> tuple[Array, Normal]:
+        ensure_one_thread()
+        cross = kernels.matmul(part, fixed)
+        rows = solver.half_step(rows, Normal(cross, gram), none, system)
+        return rows, Normal(kernels.matmul(part.T, rows), kernels.gram(rows))
+
+    found = list((pool.map if pool else map)(visit, parts, old))
+    return [rows for rows, _ in found], add([terms for _, terms in found])
 
 
 def _values(V: Slab) -> Array:
@@ -115,16 +142,16 @@ def run_race(
     rows, columns = sample.shape
     dtype = sample.dtype
     racing = [Candidate(n, _random_start(n, seed, columns, k).astype(dtype)) for n in numbers if n]
-    seeded = []
-    if 0 in numbers and k <= min(rows, columns) and not isinstance(sample, Observed):
-        seeded = [Candidate(0, _svd_start(sample, k, seed).astype(dtype))]
     few = sample
     if rows > 2 * FIRST_ROWS:
         stream = random.generator(seed, "race", 0, 0)
         few = sample[np.sort(stream.choice(rows, FIRST_ROWS, replace=False))]
     with ThreadPoolExecutor(CPU_COUNT) as pool:
+        seeded = []
+        if 0 in numbers and k <= min(rows, columns) and not isinstance(sample, Observed):
+            seeded = [pool.submit(_svd_candidate, sample, k, seed)]  # while the others run
         racing = _first_round(pool, racing, few)
-        racing = seeded + racing[: max(SECOND, survivors)]
+        racing = [found.result() for found in seeded] + racing[: max(SECOND, survivors)]
         racing = _round(pool, racing, sample, ROUND, EARLY)
         return _round(pool, racing[:survivors], sample, LAST, LATE)
 
@@ -147,6 +174,11 @@ def _first_round(pool: ThreadPoolExecutor, racing: list[Candidate], few: Slab) -
 
 def _random_start(number: int, seed: int, columns: int, k: int) -> Array:
     return np.abs(random.normal_rows(seed, "columns", number, 0, columns, k))
+
+
+def _svd_candidate(sample: Slab, k: int, seed: int) -> Candidate:
+    ensure_one_thread()
+    return Candidate(0, _svd_start(sample, k, seed).astype(sample.dtype))
 
 
 def _svd_start(sample: Slab, k: int, seed: int) -> Array:
@@ -175,9 +207,17 @@ def _round(
     tol: float,
     accuracy: float = ACCURACY,
 ) -> list[Candidate]:
+    """Let all run on V, the best first; one that is left has all threads to itself."""
     squares = float(np.sum(squared_norms(V)))
-    ready = V.keeping() if isinstance(V, Observed) else V
-    list(
-        pool.map(lambda candidate: candidate.run(ready, squares, iterations, tol, accuracy), racing)
-    )
+    if len(racing) == 1 and not isinstance(V, Observed) and V.shape[0] >= PARTS * SHORTEST_PART:
+        edges = [V.shape[0] * i // PARTS for i in range(PARTS + 1)]
+        parts = [V[a:b] for a, b in itertools.pairwise(edges)]
+        racing[0].run(parts, squares, iterations, tol, accuracy, pool)
+        return racing
+    parts = [V.keeping() if isinstance(V, Observed) else V]
+
+    def run(candidate: Candidate) -> None:
+        candidate.run(parts, squares, iterations, tol, accuracy)
+
+    list(pool.map(run, racing))
     return sorted(racing, key=lambda candidate: (candidate.relative, candidate.number))
