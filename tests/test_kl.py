@@ -125,6 +125,35 @@ def test_half_steps_are_the_same_for_any_number_of_threads(threads, rng, monkeyp
             np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_sums_that_nobody_else_needs_are_added_up_in_place(threads, parts, rng, monkeypatch):
+    """To the same bits, also within what merges itself; arrays of others stay as they are."""
+    monkeypatch.setattr(driver, "CPU_COUNT", threads)
+    monkeypatch.setattr(driver, "LARGE", 0)
+    monkeypatch.setattr(driver, "SHARED", 8 * 7 * 6)  # the curvature, and not the counts
+
+    def draw():
+        small = [rng.standard_cauchy((7, 3)) for _ in range(2)]
+        return Columns(small[0], rng.random(3), small[1], rng.standard_cauchy((7, 6)), 1.5)
+
+    found = [(draw(), np.float32(rng.random((2, 2))), 3) for _ in range(parts)]
+    expected = add(found)
+    first, narrow = found[0][0], [some[1].copy() for some in found]
+    sums = driver.add_up(found)
+    for name in ("counts", "mass", "pull", "curvature"):
+        same = getattr(expected[0], name)
+        assert getattr(sums[0], name).tobytes() == same.tobytes(), name
+        assert getattr(sums[0], name) is getattr(first, name)
+    assert sums[0].value == 1.5 * parts
+    assert sums[2] == 3 * parts
+    np.testing.assert_array_equal(sums[1], expected[1])
+    np.testing.assert_array_equal([some[1] for some in found], narrow)  # float32: summed wider
+    theirs = kernels.own(rng.random((7, 3)))
+    assert driver.add_up([theirs, theirs]) is not theirs
+    assert add([first, first]).counts is not first.counts  # and the way is forgotten afterwards
+
+
 @pytest.mark.parametrize("k", [3, 11])
 def test_soft_rows_share_through_every_component(k, rng):
     """All components alive (the dense share) give the same sums as few (the scattered one)."""

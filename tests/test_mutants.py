@@ -182,6 +182,12 @@ MUTANTS = [
         "test_kl.py::test_half_steps_are_the_same_for_any_number_of_threads",
     ),
     Mutant(
+        "the second of the sums is left out", "parallel/driver.py",
+        "for part in parts[1:]:\n            np.add(first",
+        "for part in parts[2:]:\n            np.add(first",
+        "test_kl.py::test_sums_that_nobody_else_needs_are_added_up_in_place",
+    ),
+    Mutant(
         "columns of the last candidate from some of its rows", "parallel/race.py",
         "add([terms for _, terms in found])", "add([terms for _, terms in found[1:] + found[1:2]])",
         "test_few_passes.py::test_the_last_candidate_has_all_threads_and_the_same_bits_for_any_number",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from dask.system import CPU_COUNT
@@ -11,10 +13,13 @@ from dask.system import CPU_COUNT
 from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
-from dasknmf.numerics.terms import Columns, Each, Normal, Terms, add
+from dasknmf.numerics.terms import Columns, Each, Normal, Terms, add, add_arrays, add_by
 from dasknmf.parallel.blas import ensure_one_thread
 
 BLOCK = 1024  # rows that are worth a thread
+LARGE = 1 << 20  # bytes of an array that is worth not making anew,
+SHARED = 16 << 20  # and of one that is worth threads
+T = TypeVar("T")
 
 
 def half_step(solver: Solver, F: Array, terms: Terms, penalty: Penalty) -> Array:
@@ -41,3 +46,28 @@ def half_step_of_sum(solver: Solver, F: Array, found: Sequence[Terms], penalty: 
 
     with ThreadPoolExecutor(CPU_COUNT) as pool:
         return np.concatenate(list(pool.map(part, range(0, F.shape[0], BLOCK))))
+
+
+def add_up(parts: Sequence[T]) -> T:
+    """``add`` of what nobody else refers to: into the first of the parts, where it is large."""
+    return add_by(_into_first, parts)
+
+
+def _into_first(parts: Sequence[Array]) -> Array:
+    """The same sum; curvature of 36 MB a slab took twice as long into fresh memory."""
+    first = parts[0]
+    if first.nbytes < LARGE or first.dtype != np.float64 or not first.flags.writeable:
+        return add_arrays(parts)
+
+    def add_rows(edges: tuple[int, int]) -> None:
+        rows = slice(*edges)
+        for part in parts[1:]:
+            np.add(first[rows], part[rows], out=first[rows])
+
+    if first.nbytes < SHARED or CPU_COUNT == 1:
+        add_rows((0, first.shape[0]))
+    else:
+        edges = [first.shape[0] * i // CPU_COUNT for i in range(CPU_COUNT + 1)]
+        with ThreadPoolExecutor(CPU_COUNT) as pool:
+            list(pool.map(add_rows, pairwise(edges)))
+    return first

@@ -22,9 +22,9 @@ from dask.threaded import get as threaded_get
 from dasknmf.numerics import planning
 from dasknmf.numerics.inspection import Place
 from dasknmf.numerics.kernels import Array
-from dasknmf.numerics.terms import add
 from dasknmf.numerics.work import Rows, Work
 from dasknmf.parallel.blas import ensure_one_thread
+from dasknmf.parallel.driver import add_up
 from dasknmf.parallel.loading import Recipe, recipes
 from dasknmf.parallel.slabs import Slabs
 
@@ -257,7 +257,7 @@ class ThreadsExecutor(Executor):
         for depth, level in enumerate(planning.tree_levels(len(leaves))):
             nodes = [(f"nmf-merge-{depth}", j) for j in range(len(level))]
             for node, members in zip(nodes, level, strict=True):
-                graph[node] = (add, [leaves[m] for m in members])
+                graph[node] = (add_up, [leaves[m] for m in members])
             leaves = nodes
         return leaves[0]
 
