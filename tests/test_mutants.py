@@ -221,13 +221,13 @@ MUTANTS = [
         "test_bundles.py::test_one_task_adds_up_in_the_order_of_the_tree",
     ),
     Mutant(
-        "slabs move that could stay", "numerics/planning.py",
-        "stay = min(len(here[w]), part[w])", "stay = min(len(here[w]), part[w], 1)",
+        "workers with many threads keep no more slabs", "numerics/planning.py",
+        "part = {w: len(group) * n // total", "part = {w: len(group) // len(slots)",
         "test_spread.py::test_each_worker_keeps_its_part_of_every_wave",
     ),
     Mutant(
         "slabs move to workers that are full", "numerics/planning.py",
-        "held[w] += home in slots", "held[w] += 0 * (home in slots)",
+        "held[w] += w != home", "held[w] += 0 * (w != home)",
         "test_spread.py::test_no_worker_is_given_more_than_it_may_hold",
     ),
     Mutant(

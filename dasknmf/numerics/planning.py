@@ -96,10 +96,10 @@ def spread(
     holder (None: nobody has it yet) where that is within this part; it moves to no worker that
     would then hold more than ``uneven`` times its part of all slabs.
     """
-    found = list(holders)
+    found, names = list(holders), list(slots)
     total, given = sum(slots.values()), 0
-    kept = dict.fromkeys(slots, 0)  # slabs so far, by the worker that they end on
-    held = Counter(holders)
+    placed = dict.fromkeys(slots, 0)  # slabs of the groups so far, by the worker they end on
+    held = Counter(holders)  # and all that are in its memory: what moves stays where it was, too
     for group in groups:
         given += len(group)
         here: dict[Hashable, list[int]] = {w: [] for w in slots}
@@ -107,23 +107,25 @@ def spread(
         for slab in group:
             here.get(holders[slab], moving).append(slab)
         part = {w: len(group) * n // total for w, n in slots.items()}
-        # What does not come out even goes to those that have slabs to keep, or are behind most.
-        want = {w: (len(here[w]) <= part[w], kept[w] - given * n / total) for w, n in slots.items()}
-        for w in sorted(slots, key=want.__getitem__)[: len(group) - sum(part.values())]:
-            part[w] += 1
+        # What does not come out even goes to those that have slabs to keep, then to those behind.
+        need = sorted(
+            (len(here[w]) <= part[w], placed[w] - given * n / total, i)
+            for i, (w, n) in enumerate(slots.items())
+        )
+        for *_, i in need[: len(group) - sum(part.values())]:
+            part[names[i]] += 1
+        seats: list[Hashable] = []  # neighbours next to each other: their sums meet first
         for w in slots:
-            stay = min(len(here[w]), part[w])
-            moving += here[w][stay:]
-            part[w] -= stay
-            kept[w] += stay
-        seats = [w for n in range(max(part.values())) for w in slots if part[w] > n]
-        for slab, w in zip(moving, seats, strict=True):
+            moving += here[w][part[w] :]
+            seats += [w] * max(part[w] - len(here[w]), 0)
+            placed[w] += min(len(here[w]), part[w])
+        for slab, seat in zip(moving, seats, strict=True):
             home = holders[slab]
-            if home in slots and held[w] + 1 > uneven * len(holders) * slots[w] / total:
-                w = home
-            held[w] += home in slots and w != home
+            full = held[seat] >= int(uneven * len(holders) * slots[seat] / total)
+            w = home if full and home in slots else seat
+            held[w] += w != home and home in slots
             found[slab] = w
-            kept[w] += 1
+            placed[w] += 1
     return found
 
 

@@ -157,14 +157,19 @@ class RowSystem(NamedTuple):
 def row_system(gram_matrix: Float64) -> RowSystem:
     """Prepare to solve rows with this Gram matrix."""
     units = _even_units(gram_matrix)
-    dead = units == 0.0
-    even = gram_matrix * units * units[:, None] + np.diag(dead.astype(float))
+    even, kept_gram = gram_matrix * units * units[:, None], gram_matrix
+    if not units.all():
+        dead = units == 0.0
+        even += np.diag(dead.astype(float))
+        kept_gram = np.where(dead | dead[:, None], 0.0, gram_matrix)
     values, vectors = np.linalg.eigh(even)
     largest, smallest = (float(values[i]) if values.size else 0.0 for i in (-1, 0))
-    kept = values > SINGULAR * largest
-    inverse = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
+    if not smallest > SINGULAR * largest:  # nor where it is no number
+        kept = values > SINGULAR * largest
+        values, vectors = values[kept], vectors[:, kept]
+    inverse = (vectors / values) @ vectors.T
     return RowSystem(
-        own(np.where(dead | dead[:, None], 0.0, gram_matrix)),
+        own(kept_gram),
         own(inverse * units * units[:, None]),
         own(units),
         pivoted=ROUGH * largest < smallest < CLOSE * largest,
