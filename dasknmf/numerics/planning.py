@@ -109,7 +109,7 @@ def spread(
         part = {w: len(group) * n // total for w, n in slots.items()}
         # What does not come out even goes to those that have slabs to keep, then to those behind.
         need = sorted(
-            (len(here[w]) <= part[w], placed[w] - given * n / total, i)
+            (len(here[w]) <= part[w], placed[w] + part[w] - given * n / total, i)
             for i, (w, n) in enumerate(slots.items())
         )
         for *_, i in need[: len(group) - sum(part.values())]:
@@ -121,7 +121,7 @@ def spread(
             placed[w] += min(len(here[w]), part[w])
         for slab, seat in zip(moving, seats, strict=True):
             home = holders[slab]
-            full = held[seat] >= int(uneven * len(holders) * slots[seat] / total)
+            full = held[seat] + 1 > uneven * len(holders) * slots[seat] / total
             w = home if full and home in slots else seat
             held[w] += w != home and home in slots
             found[slab] = w
