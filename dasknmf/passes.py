@@ -89,7 +89,6 @@ class Loop:
         count = settings.waves
         seeded = random.generator(settings.start.seed, "waves", 0, 0)
         self.waves = planning.waves(len(executor.slabs), count, seeded)
-        executor.group(self.waves)
         executor.begin("start")
         stored = keeper.restore(executor)
         self.state = self._first_state() if stored is None else stored

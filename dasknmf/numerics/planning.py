@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from functools import cache
 from math import factorial
 
@@ -82,51 +81,6 @@ def waves(slabs: int, count: int, generator: np.random.Generator) -> list[list[i
         for group, place in enumerate(generator.permutation(count)):
             groups[group] += cut[part * count + int(place)]
     return groups
-
-
-def spread(
-    groups: Sequence[Sequence[int]],
-    holders: Sequence[Hashable],
-    slots: Mapping[Hashable, int],
-    uneven: float,
-) -> list[Hashable]:
-    """Which worker is to keep each slab, so that its group keeps all of them busy.
-
-    Of every group each worker gets its part by task slots, give or take one. A slab stays with its
-    holder (None: nobody has it yet) where that is within this part; it moves to no worker that
-    would then hold more than ``uneven`` times its part of all slabs.
-    """
-    found, names = list(holders), list(slots)
-    total, given = sum(slots.values()), 0
-    placed = dict.fromkeys(slots, 0)  # slabs of the groups so far, by the worker they end on
-    held = Counter(holders)  # and all that are in its memory: what moves stays where it was, too
-    for group in groups:
-        given += len(group)
-        here: dict[Hashable, list[int]] = {w: [] for w in slots}
-        moving: list[int] = []
-        for slab in group:
-            here.get(holders[slab], moving).append(slab)
-        part = {w: len(group) * n // total for w, n in slots.items()}
-        # What does not come out even goes to those that have slabs to keep, then to those behind.
-        need = sorted(
-            (len(here[w]) <= part[w], placed[w] + part[w] - given * n / total, i)
-            for i, (w, n) in enumerate(slots.items())
-        )
-        for *_, i in need[: len(group) - sum(part.values())]:
-            part[names[i]] += 1
-        seats: list[Hashable] = []  # neighbours next to each other: their sums meet first
-        for w in slots:
-            moving += here[w][part[w] :]
-            seats += [w] * max(part[w] - len(here[w]), 0)
-            placed[w] += min(len(here[w]), part[w])
-        for slab, seat in zip(moving, seats, strict=True):
-            home = holders[slab]
-            full = held[seat] + 1 > uneven * len(holders) * slots[seat] / total
-            w = home if full and home in slots else seat
-            held[w] += w != home and home in slots
-            found[slab] = w
-            placed[w] += 1
-    return found
 
 
 @cache

@@ -4,7 +4,8 @@ What was measured, and shapes this file: one fused task a slab, or a few small s
 tree, since a task costs 2 ms; factors are scattered, never literal arguments (the scheduler keeps
 those for good); carried rows are put in the worker's memory as data without ancestry, so that the
 scheduler's task count stays flat; a lost worker costs a repeated visit from the factors that the
-client holds. No task is bound to a worker: the death of that one would be waited for.
+client holds. No task is bound to a worker: the death of that one would be waited for (and where
+``allow_other_workers`` was set, new workers get none of those that were left when all had died).
 """
 
 from __future__ import annotations
@@ -82,10 +83,6 @@ class ClusterExecutor(Executor):
         """A span of its own."""
         self.phases.now = phase
         self._bundling.forget()
-
-    def group(self, waves: Sequence[Sequence[int]]) -> None:
-        """The slabs of each are spread over the workers when they are loaded."""
-        self.sources.groups = waves
 
     def tell(self, event: dict[str, Any]) -> None:
         """Log it on the scheduler, as client.log_event does; a fit does not fail on that."""

@@ -63,10 +63,6 @@ class Executor(ABC):
         """Say which phase of the fit what runs from now on belongs to: dashboards show it."""
         return
 
-    def group(self, waves: Sequence[Sequence[int]]) -> None:
-        """Say which slabs will be visited at a time, before any is."""
-        return
-
     def tell(self, event: dict[str, Any]) -> None:
         """Tell whoever watches the cluster what the fit has come to; nobody does by default."""
         return

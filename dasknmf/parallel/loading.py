@@ -174,7 +174,7 @@ def recipes(slabs: Any) -> list[Recipe] | None:
     seen: set[Any] = set()
     for key, layout in zip(slabs.blocks, slabs.layouts, strict=True):
         part, needs = cull(slabs.graph, [key])
-        work = work_of(needs)
+        work = _work(needs)
         if work & seen:
             return None
         seen |= work
@@ -187,7 +187,7 @@ def recipes(slabs: Any) -> list[Recipe] | None:
     return found
 
 
-def work_of(needs: dict[Any, Any]) -> set[Any]:
+def _work(needs: dict[Any, Any]) -> set[Any]:
     """Keys of tasks that depend on others: what would be repeated, were it needed twice."""
     return {key for key, parents in needs.items() if parents}
 
@@ -196,7 +196,7 @@ def _apart(graph: dict[Any, Any], keys: list[Any]) -> bool:
     """Whether no two of ``keys`` share work."""
     seen: set[Any] = set()
     for key in keys:
-        work = work_of(cull(graph, [key])[1])
+        work = _work(cull(graph, [key])[1])
         if work & seen:
             return False
         seen |= work
