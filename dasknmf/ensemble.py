@@ -16,11 +16,11 @@ from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.losses import Loss
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
-from dasknmf.numerics.stopping import BRAKE, extrapolated
+from dasknmf.numerics.stopping import BRAKE, faster
 from dasknmf.numerics.terms import Normal, Terms, add
 from dasknmf.numerics.weighted import Held
 from dasknmf.numerics.work import ModelSums
-from dasknmf.parallel.driver import half_step, half_step_of_sum
+from dasknmf.parallel.driver import half_step_of_sum, solve_least_squares
 
 ACCURACY = 1e-4  # of the rows in the first pass: what they may leave to gain, in parts of the loss
 GUARD = 1e-9  # of an objective: less than that is no rise, rows being solved to a tolerance
@@ -100,17 +100,19 @@ class Model:
         if any(found is None for found in waves):
             self.waves = waves
             return
-        total = add([found for found in waves if found is not None])
-        problem = problem.seen(total)
-        assert total.terms is not None
+        found = [sums.terms for sums in waves if sums is not None and sums.terms is not None]
+        others = add([sums._replace(terms=None) for sums in waves if sums is not None])
+        problem = problem.seen(others)
         assert problem.squares is not None
-        short = half_step(solver, self.short, total.terms, problem.penalty)
+        short, explained, ahead = solve_least_squares(
+            solver, self.short, found, problem.penalty, self.momentum
+        )
         self.stand_ins -= {wave}
         if self.stand_ins:
             self.waves, self.short = waves, short
             return
-        loss = problem.loss.value(total.terms, short, problem.squares)
-        objective = loss + total.penalty + problem.penalty.value(short)
+        loss = max(0.5 * problem.squares - explained, 0.0)
+        objective = loss + others.penalty + problem.penalty.value(short)
         slack = ROUNDING * np.finfo(np.float64).eps * problem.squares
         if self.current is not None and objective > self.current + slack:
             if self.ahead is None:
@@ -118,7 +120,7 @@ class Model:
             self.ahead = None
             self.momentum *= BRAKE
             return
-        self.ahead, self.momentum = extrapolated(short, self.short, self.momentum)
+        self.ahead, self.momentum = ahead, faster(self.momentum)
         self.waves, self.short = waves, short
         self.loss, self.current = loss, objective
 

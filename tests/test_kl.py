@@ -16,6 +16,7 @@ from dasknmf.numerics.losses import EXACT_ROWS, make_loss
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers.als import ALS
 from dasknmf.numerics.solvers.newton import Newton
+from dasknmf.numerics.stopping import extrapolated
 from dasknmf.numerics.terms import Columns, add
 from dasknmf.numerics.work import ModelSums
 from dasknmf.parallel import driver
@@ -123,6 +124,28 @@ def test_half_steps_are_the_same_for_any_number_of_threads(threads, rng, monkeyp
             expected = solver.half_step(Ht, add(waves), penalty)
             found = driver.half_step_of_sum(solver, Ht, waves, penalty)
             np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("columns", [40, 5000, 40_000])
+def test_least_squares_by_parts_are_those_of_all_rows(columns, rng, monkeypatch):
+    """The factor, its loss and what is ahead of it; the same bits for any number of threads."""
+    V, loss, solver = sparse_counts(rng, 60, columns, 9), make_loss(2.0), ALS()
+    Ht, penalty = rng.random((columns, 4)), Penalty(0.02, 0.4)
+    waves = [solver.visit(loss, V[a : a + 30], (), (Ht,), (FREE,))[1][0] for a in (0, 30)]
+    Ht[:, 3] = 1e3  # would be led to zero, and is not
+    expected = solver.half_step(Ht, add(waves), penalty)
+    ahead, _ = extrapolated(expected, Ht, 0.7)
+    found = []
+    for threads in (1, 3):
+        monkeypatch.setattr(driver, "CPU_COUNT", threads)
+        found.append(driver.solve_least_squares(solver, Ht, waves, penalty, 0.7))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+    squares = float(V.multiply(V).sum())
+    value = loss.value(add(waves), expected, squares)
+    assert 0.5 * squares - found[0].explained == pytest.approx(value, rel=1e-12)
+    np.testing.assert_allclose(found[0].short, expected, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(found[0].ahead, ahead, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -92,6 +92,10 @@ class Frobenius(Loss):
 
     def value(self, terms: Terms, moving: Array, squared_norm: float) -> float:
         """1/2 (||V||² - 2 <C, F> + <G, FᵀF>), never below zero."""
+        return max(0.5 * squared_norm - self.explained(terms, moving), 0.0)
+
+    def explained(self, terms: Terms, moving: Array) -> float:
+        """<C, F> - 1/2 <G, FᵀF>: what F takes off 1/2 ||V||². Parts of F's rows add up."""
         assert isinstance(terms, Normal | Each)
         F = moving.astype(np.float64, copy=False)
         dot = float(np.vdot(kernels.own(terms.cross), kernels.own(F)))
@@ -99,7 +103,7 @@ class Frobenius(Loss):
             model = terms.norm(F)
         else:
             model = float(np.sum(terms.gram * kernels.gram(F)))
-        return max(0.5 * (squared_norm - 2.0 * dot + model), 0.0)
+        return dot - 0.5 * model
 
     def share(self, V: Slab, fixed: Sequence[Array], rows: Sequence[Array]) -> list[Terms]:
         """A Gram matrix a column, where not every entry counts the same."""

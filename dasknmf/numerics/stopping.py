@@ -7,9 +7,11 @@ from enum import Enum
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
 from dasknmf.numerics.kernels import Array
 
+Mask = npt.NDArray[np.bool_]
 FASTER, FASTEST = 1.2, 2.5
 BRAKE = 0.7  # of the momentum, after a step that had to be taken back
 
@@ -22,13 +24,34 @@ def extrapolated(new: Array, old: Array, momentum: float) -> tuple[Array, float]
     A. M. S. Ang, N. Gillis: Accelerating nonnegative matrix factorization algorithms using
     extrapolation, Neural Computation 31(2), 2019.
     """
-    ahead = new - old
+    ahead = led(new, old, momentum)
+    revive(ahead, new, alive(ahead))
+    return ahead, faster(momentum)
+
+
+def led(new: Array, old: Array, momentum: float) -> Array:
+    """Rows ahead of ``new``, none below zero."""
+    ahead: Array = new - old
     ahead *= momentum
     ahead += new
-    np.maximum(ahead, 0, out=ahead)
-    dead = ~ahead.any(axis=0)
-    ahead[:, dead] = new[:, dead]
-    return ahead, min(momentum * FASTER, FASTEST)
+    return np.maximum(ahead, 0, out=ahead)
+
+
+def alive(factor: Array) -> Mask:
+    """Which components are not zero in all rows."""
+    found: Mask = np.any(factor, axis=0)
+    return found
+
+
+def revive(ahead: Array, new: Array, living: Mask) -> None:
+    """Give components that are not ``living`` in any row back what they have in ``new``."""
+    if not living.all():
+        ahead[:, ~living] = new[:, ~living]
+
+
+def faster(momentum: float) -> float:
+    """The momentum after a step that was good."""
+    return min(momentum * FASTER, FASTEST)
 
 
 # Squared relative errors: below, a loss by Gram matrices has lost its digits; is rounding.

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from dask.system import CPU_COUNT
 
 from dasknmf.numerics.kernels import Array
+from dasknmf.numerics.losses import Frobenius
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
+from dasknmf.numerics.stopping import Mask, alive, led, revive
 from dasknmf.numerics.terms import Columns, Each, Normal, Terms, add, add_arrays, add_by
 from dasknmf.parallel.blas import ensure_one_thread
 
 BLOCK = 1024  # rows that are worth a thread
+STRETCH = 16384  # rows of a part, at most, where there are more than
+PARTS = 4  # of them: threads that take turns in Python hold each other up
 LARGE = 1 << 20  # bytes of an array that is worth not making anew,
 SHARED = 16 << 20  # and of one that is worth threads
+NONE = slice(0)
 T = TypeVar("T")
 
 
@@ -36,16 +41,61 @@ def half_step_of_sum(solver: Solver, F: Array, found: Sequence[Terms], penalty: 
     if len(known) < len(found) or F.shape[0] < 2 * BLOCK or CPU_COUNT == 1:
         return solver.half_step(F, add(found), penalty)
 
-    shared = solver.shared(add([terms.part(slice(0)) for terms in known]), penalty)
+    shared = solver.shared(add([terms.part(NONE) for terms in known]), penalty)
 
-    def part(start: int) -> Array:
-        ensure_one_thread()
-        some = slice(start, start + BLOCK)
+    def part(some: slice) -> Array:
         terms = add([terms.part(some) for terms in known])
         return solver.half_step(F[some], terms, penalty, shared)
 
+    return np.concatenate(_in_parts(part, F.shape[0], BLOCK))
+
+
+def _in_parts(work: Callable[[slice], T], rows: int, height: int) -> list[T]:
+    """What ``work`` gives for every ``height`` of the rows."""
+    starts = range(0, rows, height)
+    parts = [slice(a, b) for a, b in pairwise([*starts, rows])]
+    if len(parts) == 1 or CPU_COUNT == 1:
+        return [work(some) for some in parts]
+
+    def alone(some: slice) -> T:
+        ensure_one_thread()
+        return work(some)
+
     with ThreadPoolExecutor(CPU_COUNT) as pool:
-        return np.concatenate(list(pool.map(part, range(0, F.shape[0], BLOCK))))
+        return list(pool.map(alone, parts))
+
+
+class Solved(NamedTuple):
+    """A short factor, what it takes off 1/2 ||V||², and one ahead of it."""
+
+    short: Array
+    explained: float
+    ahead: Array
+
+
+def solve_least_squares(
+    solver: Solver, F: Array, found: Sequence[Terms], penalty: Penalty, momentum: float
+) -> Solved:
+    """``half_step_of_sum``, its part of the loss and its extrapolation, in one walk over the rows.
+
+    One after the other they read from memory what a thread here still has near. The parts are the
+    same for any number of threads, and so is the sum of what they explain.
+    """
+    loss, known = Frobenius(), [terms for terms in found if isinstance(terms, Normal | Each)]
+    shared = solver.shared(add([terms.part(NONE) for terms in known]), penalty)
+
+    def part(some: slice) -> tuple[Array, float, Array, Mask]:
+        terms = add([terms.part(some) for terms in known])
+        new = solver.half_step(F[some], terms, penalty, shared)
+        ahead = led(new, F[some], momentum)
+        return new, loss.explained(terms, new), ahead, alive(ahead)
+
+    rows = F.shape[0]
+    height = -(-rows // max(min(rows // BLOCK, PARTS), -(-rows // STRETCH), 1))
+    news, explained, aheads, living = zip(*_in_parts(part, rows, height), strict=True)
+    short, ahead = np.concatenate(news), np.concatenate(aheads)
+    revive(ahead, short, np.any(living, axis=0))
+    return Solved(short, sum(explained), ahead)
 
 
 def add_up(parts: Sequence[T]) -> T:

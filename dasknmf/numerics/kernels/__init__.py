@@ -9,6 +9,7 @@ Rules that keep the bits the same wherever a slab was delivered: every array goe
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -27,6 +28,9 @@ FINE = 1e-3  # above, it need not be refined;
 CLOSE = 1 / 6  # above, sweeps converge faster than pivots are made
 GRAM_BYTES = 1 << 17
 TILE_BYTES = 1 << 20  # a tile of W H and its slab rows stay in the second-level cache
+
+
+_own = threading.local()
 
 
 @cache
@@ -98,13 +102,22 @@ def gram(factor: Array) -> Float64:
     k = factor.shape[1]
     result: Float64 = np.zeros((k, k))
     height = max(64, GRAM_BYTES // (8 * max(k, 1)))
-    wide = np.empty((min(height, factor.shape[0]), k))
+    wide = _wide(min(height, factor.shape[0]) * k).reshape(-1, k)
     for start in range(0, factor.shape[0], height):
         part = factor[start : start + height]
         tall = wide[: part.shape[0]]
         tall[:] = part
         result += tall.T @ tall
     return result
+
+
+def _wide(size: int) -> Float64:
+    """Memory of the thread that asks: fresh pages, threads wait for each other to be given."""
+    held = getattr(_own, "wide", None)
+    if held is None or held.size < size:
+        held = _own.wide = np.empty(size)
+    found: Float64 = held[:size]
+    return found
 
 
 def squared_norms(V: Slab) -> Float64:

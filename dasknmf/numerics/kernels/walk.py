@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -81,10 +82,16 @@ class Side:
         self.models = [slice(a, b) for a, b in itertools.pairwise(edges)]
         wide = fixed[0] if len(fixed) == 1 else np.concatenate(list(fixed), axis=1)
         self.wide = own(wide)
-        # As in ``matmul``: near one by a power of two, so that nothing leaves float32's range.
-        self.unit = unit_of(wide)
-        self.scaled = own(wide * (1.0 / self.unit))
         self._idle: list[Scratch] = []
+
+    @cached_property
+    def scaled(self) -> tuple[Array, float]:
+        """For dense slabs: near one by a power of two, as in ``matmul``, and that power.
+
+        So nothing leaves float32's range.
+        """
+        unit = unit_of(self.wide)
+        return own(self.wide * (1.0 / unit)), unit
 
     @contextmanager
     def scratch(self) -> Iterator[Scratch]:
@@ -109,7 +116,11 @@ class Walk:
     def __init__(self, V: Slab, side: Side, scratch: Scratch) -> None:
         self.V, self.side, self.scratch = V, side, scratch
         self._sparse = is_sparse(V)
-        self._fixed = side.wide if self._sparse else own(side.scaled.astype(V.dtype, copy=False))
+        if self._sparse:
+            self._fixed, self._unit = side.wide, 1.0
+        else:
+            scaled, self._unit = side.scaled
+            self._fixed = own(scaled.astype(V.dtype, copy=False))
         self._total: Float64 | None = None
 
     def __iter__(self) -> Iterator[tuple[int, int, list[Float64]]]:
@@ -132,8 +143,7 @@ class Walk:
         found = []
         for n, model in enumerate(side.models):
             cross = take(f"cross {n}", (height, model.stop - model.start))
-            unit = 1.0 if self._sparse else side.unit
-            np.multiply(product[:, model], unit, out=cross, dtype=np.float64)
+            np.multiply(product[:, model], self._unit, out=cross, dtype=np.float64)
             found.append(cross)
         return found
 
