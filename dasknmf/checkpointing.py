@@ -57,9 +57,13 @@ class Cadence:
 
 
 class Keeper:
-    """What a fit meets that keeps nothing."""
+    """What a fit meets that keeps nothing.
+
+    ``between_waves``: whether it has anything to do there.
+    """
 
     commits = 0
+    between_waves = False
 
     @property
     def way(self) -> str:
@@ -111,6 +115,7 @@ class CheckpointKeeper(Keeper):
     stop: Stop
     snapshot: Callable[[State, Packed | None], Snapshot]
     failures: int = 3
+    between_waves = True
     commits: int = 0
     _executor: Executor | None = None
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "nmf-commit"))

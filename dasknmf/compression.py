@@ -81,21 +81,23 @@ class Compression:
             assert now.others is not None
             now.probes = compression.probes([model.short for model in models], now.others)
 
-    def visit(self, step: Step, slabs: list[int], *, keep: bool) -> Visit:
-        """One wave over V, which leaves compressed rows where those are wanted.
+    def visit(self, step: Step, waves: Sequence[Sequence[int]], *, keep: bool) -> list[Visit]:
+        """Waves over V, which leave compressed rows where those are wanted.
 
         ``keep``: give the rows, too; the first block of each handle is then the compressed one.
         """
         now = self.progress
         if now.probes is None:
-            return self.executor.run(step, only=slabs, keep=keep)
+            return self.executor.run_each(step, waves, keep=keep)
         work = SketchedStep(step, now.probes, keep)
-        visit = self.executor.run(work, only=slabs, keep=True)
-        assert visit.rows is not None
-        now.rows = visit.rows if now.rows is None else now.rows.updated(visit.rows)
-        found: Sketched = visit.sums
-        now.sketches = [*now.sketches, found.sketch]
-        return Visit(found.step, visit.rows if keep else None)
+        visits = []
+        for visit in self.executor.run_each(work, waves, keep=True):
+            assert visit.rows is not None
+            now.rows = visit.rows if now.rows is None else now.rows.updated(visit.rows)
+            found: Sketched = visit.sums
+            now.sketches = [*now.sketches, found.sketch]
+            visits.append(Visit(found.step, visit.rows if keep else None))
+        return visits
 
     def refine(self, models: Sequence[Model], problem: Problem) -> None:
         """Let the models go on from the compressed rows where that gains something."""
@@ -136,7 +138,6 @@ class Compression:
             step = low_rank.step(solver, self.penalty, [model.target for model in models])
             sums = self.executor.run(step, rows, only=slabs, load=False).sums
             for model, found in zip(models, sums, strict=True):
-                short_solver = self.solver.loosened(0.1 * model.gain, warm=True)
-                model.visit(number, low_rank.widened(found), problem, short_solver)
+                model.take_in(number, low_rank.widened(found), problem, self.solver)
         for model in models:
             model.close_pass(problem, self.solver)

@@ -8,6 +8,7 @@ pair at any time, and ``objective`` is its own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -88,6 +89,14 @@ class Model:
     def gain(self) -> float:
         """What the rows may leave to gain, in parts of ||V||²."""
         return self.accuracy * self.relative
+
+    def take_in(self, wave: int, sums: ModelSums, problem: Problem, solver: Solver) -> None:
+        """What a wave brought, and the short factor that follows from it."""
+        if problem.loss.kind is Normal:
+            self.visit(wave, sums, problem, solver.loosened(0.1 * self.gain, warm=True))
+        else:
+            careful = solver.safer(self.rejected) if self.rejected else solver
+            self.visit_columns(wave, sums, problem, careful)
 
     def visit(self, wave: int, sums: ModelSums, problem: Problem, solver: Solver) -> None:
         """Take in what a wave brought, and solve the short factor from the sums of all waves.
@@ -190,6 +199,13 @@ class Model:
             assert problem.squares is not None
             self.loss = problem.loss.value(sums.terms, self.short, problem.squares)
         self.objectives.append(self.loss + sums.penalty + problem.penalty.value(self.short))
+
+
+def beginners(shorts: Sequence[Array], relative: Sequence[float], waves: int) -> list[Model]:
+    """Models that have seen nothing yet; ``relative``: guesses of their squared errors."""
+    unseen: list[ModelSums | None] = [None] * waves
+    starts = zip(shorts, relative, strict=True)
+    return [Model(n, F, list(unseen), ACCURACY, guess) for n, (F, guess) in enumerate(starts)]
 
 
 def survivors(models: list[Model]) -> list[Model]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from dasknmf.checkpointing import Keeper
 from dasknmf.compression import Compression, Progress
-from dasknmf.ensemble import ACCURACY, Model, Problem, best_of, survivors
+from dasknmf.ensemble import Model, Problem, beginners, best_of, survivors
 from dasknmf.numerics import planning, random
 from dasknmf.numerics.errors import ClusterError, RowsLostError
 from dasknmf.numerics.inspection import Inspection
@@ -25,7 +25,7 @@ from dasknmf.numerics.lots import varied
 from dasknmf.numerics.solvers import Solver
 from dasknmf.numerics.stopping import EXACT_BELOW, RESIDUAL_BELOW, Outcome
 from dasknmf.numerics.terms import Normal, add
-from dasknmf.numerics.work import Inspect, ModelSums, Step
+from dasknmf.numerics.work import Inspect, ModelSums, Step, StepSums
 from dasknmf.parallel.blas import one_thread
 from dasknmf.parallel.driver import half_step
 from dasknmf.parallel.executors import Executor
@@ -96,11 +96,9 @@ class Loop:
             executor.go_on(stored.reads)
         self.began -= self.state.seconds
         self.unchecked = self.state.checksums if stored is not None else {}
-        progress = self.state.compression
+        progress, start = self.state.compression, settings.start
         assert progress is not None
-        self.compression = Compression(
-            executor, settings.start, settings.stop, self.waves, progress
-        )
+        self.compression = Compression(executor, start, settings.stop, self.waves, progress)
         self._step = Step(
             settings.loss,
             settings.solver,
@@ -115,10 +113,7 @@ class Loop:
         """Where a fit begins that has nothing to go on from."""
         start = make_start(self.settings.start, self.executor, self.settings.name)
         state = State(
-            [
-                Model(n, F, [None] * len(self.waves), ACCURACY, start.relative)
-                for n, F in enumerate(start.short)
-            ],
+            beginners(start.short, [start.relative] * len(start.short), len(self.waves)),
             rows=start.rows,
             random_rows=start.random_rows,
             smallest=start.smallest,
@@ -254,34 +249,39 @@ class Loop:
         state = self.state
         if not state.wave:
             self.compression.begin(state.models, last)
-        for number in range(state.wave, len(self.waves)):
-            self._wave(number, self._at(of - 1 + number / len(self.waves)))
-            state.wave = number + 1
+        while state.wave < len(self.waves):
+            for number, sums in self._visits(of):
+                self._take_in(number, sums, self._solver_of(of, number))
+                state.wave = number + 1
             if state.wave < len(self.waves):
                 self.keeper.boundary(self._now, ended=False)
         for model in state.models:
             model.close_pass(self._problem_of(model), self.settings.solver)
 
-    def _wave(self, number: int, solver: Solver) -> None:
-        state, slabs = self.state, self.waves[number]
+    def _visits(self, of: int) -> Iterator[tuple[int, StepSums]]:
+        """Visit the next wave; all that are left, where no short factor moves before the last."""
+        models, rest = self.state.models, range(self.state.wave, len(self.waves))
+        unseen = all(model.waves[n] is None for model in models for n in rest)
+        alike = len({self._solver_of(of, n) for n in rest}) == 1
+        numbers = rest if unseen and alike and not self.keeper.between_waves else rest[:1]
+        slabs = [self.waves[number] for number in numbers]
         step = replace(
             self.step,
-            fixed=tuple(model.target for model in state.models),
-            solver=solver,
-            gains=tuple(model.gain for model in state.models),
-            inspect=self._looks(slabs),
+            fixed=tuple(model.target for model in models),
+            solver=self._solver_of(of, numbers[0]),
+            gains=tuple(model.gain for model in models),
+            inspect=self._looks([slab for wave in slabs for slab in wave]),
         )
-        work: Any = varied(step, [m.number for m in state.models], self.settings.lots)
-        sums = self.compression.visit(work, slabs, keep=False).sums
+        work: Any = varied(step, [m.number for m in models], self.settings.lots)
+        visits = self.compression.visit(work, slabs, keep=False)
+        return zip(numbers, (visit.sums for visit in visits), strict=True)
+
+    def _take_in(self, number: int, sums: StepSums, solver: Solver) -> None:
+        """Look at what a wave saw, and move the short factors."""
         if sums.inspection is not None:
             self._saw(sums.inspection, [i for wave in self.waves[number + 1 :] for i in wave])
-        for model, found in zip(state.models, sums.models, strict=True):
-            if self.settings.loss.kind is Normal:
-                warm = solver.loosened(0.1 * model.gain, warm=True)
-                model.visit(number, found, self._problem_of(model), warm)
-            else:
-                careful = solver.safer(model.rejected) if model.rejected else solver
-                model.visit_columns(number, found, self._problem_of(model), careful)
+        for model, found in zip(self.state.models, sums.models, strict=True):
+            model.take_in(number, found, self._problem_of(model), solver)
 
     def _whole_step(self, **changes: Any) -> Step:
         models = self.state.models
@@ -308,9 +308,9 @@ class Loop:
             assert found.terms is not None
             model.short = half_step(solver, model.short, found.terms, penalty)
 
-    def _at(self, reads: float) -> Solver:
-        """The solver for a point of the fit, where that began from nothing."""
-        solver = self.settings.solver
+    def _solver_of(self, number: int, wave: int) -> Solver:
+        """The solver for a wave of a pass, where the fit began from nothing."""
+        solver, reads = self.settings.solver, number - 1 + wave / len(self.waves)
         return solver.at(reads) if self.settings.start.init == "random" else solver
 
     def _solvers(self, number: int) -> tuple[Solver, Solver]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from dasknmf.checkpointing import Keeper
 from dasknmf.compression import Progress
-from dasknmf.ensemble import ACCURACY, Model, best_of
+from dasknmf.ensemble import Model, beginners, best_of
 from dasknmf.history import History
 from dasknmf.numerics.blocks import FoldErrors, FoldSums, Together
 from dasknmf.numerics.inspection import Inspection
@@ -136,10 +136,7 @@ class _Study(Loop):
         start, errors = study_start(
             self.settings.start, self.lots, self.executor, self.settings.name
         )
-        models = [
-            Model(n, F, [None] * len(self.waves), ACCURACY, error)
-            for n, (F, error) in enumerate(zip(start.short, errors, strict=True))
-        ]
+        models = beginners(start.short, errors, len(self.waves))
         self.courses = [History() for _ in models]
         state = StudyState(
             models,

@@ -69,8 +69,9 @@ def one_pass(V, dtype=np.float64, waves=3):
     problem = Problem(loss, none, float(np.sum(np.square(V, dtype=np.float64))))
     found.begin([model], last=False)
     for wave, slabs in enumerate(order):
-        sums = found.visit(Step(loss, solver, none, (model.short,)), slabs, keep=False).sums
-        model.visit(wave, sums.models[0], problem, solver)
+        step = Step(loss, solver, none, (model.short,))
+        (visit,) = found.visit(step, [slabs], keep=False)
+        model.visit(wave, visit.sums.models[0], problem, solver)
     model.close_pass(problem, ALS())
     return executor, found, model, problem, order
 
@@ -149,7 +150,8 @@ def test_a_promise_that_a_pass_does_not_confirm_is_taken_back(rng):
     for wave, slabs in enumerate(order):
         assert model.current is None  # no objective is formed from stand-ins
         step = Step(Frobenius(), ALS(), Penalty(), (np.ones_like(short),))
-        model.visit(wave, found.visit(step, slabs, keep=False).sums.models[0], problem, ALS())
+        (visit,) = found.visit(step, [slabs], keep=False)
+        model.visit(wave, visit.sums.models[0], problem, ALS())
     assert model.current > before
     model.close_pass(problem, ALS())
     assert model.objectives == [before, before]

@@ -23,6 +23,7 @@ from dasknmf.numerics.terms import Normal, add
 from dasknmf.numerics.weighted import squared_norms
 from dasknmf.numerics.work import ModelSums
 from dasknmf.parallel import driver, race
+from dasknmf.parallel.executors import ThreadsExecutor
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -53,7 +54,7 @@ def twin_of_waves(V, short, waves, passes):
 
 
 def test_waves_are_block_coordinate_descent(rng, many_slabs, monkeypatch):
-    monkeypatch.setattr("dasknmf.passes.ACCURACY", 0.0)  # exact rows, as the twin's
+    monkeypatch.setattr("dasknmf.ensemble.ACCURACY", 0.0)  # exact rows, as the twin's
     V = planted(rng, rows=60, columns=9, k=3, noise=0.3)
     model = NMF(3, init="random", waves=4, random_state=5, tol=0, max_iter=6).fit(V)
     start = np.abs(random.normal_rows(5, "columns", 0, 0, 9, 3))
@@ -266,6 +267,32 @@ def test_extrapolation_stays_non_negative_and_speeds_up():
     ahead, momentum = extrapolated(new, old, 0.5)
     np.testing.assert_allclose(ahead, [[1.25, 0.1], [0.0, 0.2]])  # no component becomes zero
     assert momentum == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("loss", ["frobenius", "kullback-leibler"])
+def test_no_wave_waits_before_the_short_factor_moves(loss, rng, many_slabs, monkeypatch, tmp_path):
+    """One graph for the first pass, a graph a wave for the next ones; to the bits of waves alone.
+
+    With a checkpoint every wave stands alone, so that one may come after each.
+    """
+    graphs = []
+    compute = ThreadsExecutor._compute
+
+    def counting(executor, graph, roots):
+        graphs.append(len(roots))
+        return compute(executor, graph, roots)
+
+    monkeypatch.setattr(ThreadsExecutor, "_compute", counting)
+    V = sparse_counts(rng, 60, 9, 9).toarray() + 0.1
+    given = {"init": "nndsvda", "random_state": 0, "tol": 0, "max_iter": 3, "beta_loss": loss}
+    together = NMF(3, waves=4, **given).fit(V)
+    assert graphs[-10:] == [4, *[1] * 8, 1]  # three passes and the final rows
+    assert set(graphs[:-10]) == {1}
+    del graphs[:]
+    alone = NMF(3, waves=4, checkpoint=str(tmp_path / "run"), **given).fit(V)
+    assert set(graphs) == {1}
+    np.testing.assert_array_equal(together.components_, alone.components_)
+    np.testing.assert_array_equal(together.history_["reads"], alone.history_["reads"])
 
 
 def test_bad_values_of_all_waves_are_counted(rng, many_slabs):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dasknmf.numerics import kernels, planning, random
 from dasknmf.numerics.inspection import Inspection, Place, inspect_slab
+from dasknmf.numerics.kernels.compiled import STRETCH
 from dasknmf.numerics.stopping import Outcome, RelativeChange
 from dasknmf.numerics.terms import Exponent, Normal, Split, add
 
@@ -89,6 +90,30 @@ def test_inspection_counts_places_and_sums(kind, rng):
     seen = _inspection(kind(V), start=100)
     assert [f.amount for f in seen.findings] == [1, 2, 1]
     assert [(f.row, f.column) for f in seen.findings] == [(107, 3), (112, 1), (115, 0)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_inspection_of_long_slabs_equals_that_of_numpy(dtype, rng):
+    """Stretches with and without bad values, zeros of both signs, and numbers next to infinity."""
+    rows, columns = 3 * STRETCH // 20 + 7, 20
+    V = (rng.random((rows, columns)) * (rng.random((rows, columns)) < 0.5)).astype(dtype)
+    V[5, 5], V[6, 6], V[7, 7] = -0.0, np.finfo(dtype).tiny / 4, 1e30
+    for bad in ({}, {(rows // 2, 3): -1.0}, {(0, 0): np.nan, (rows - 1, 19): -np.inf}):
+        W = V.copy()
+        for place, value in bad.items():
+            W[place] = value
+        seen, good = _inspection(W), np.isfinite(W) & (W >= 0)
+        assert sum(f.amount for f in seen.findings) == len(bad)
+        assert {(f.row, f.column) for f in seen.findings if f.amount} == set(bad)
+        wide = W[good].astype(np.float64)
+        assert seen.positive == (W[good] > 0).sum()
+        assert seen.maximum == wide.max()
+        assert seen.total == pytest.approx(wide.sum(), rel=1e-12)
+        assert seen.squares == pytest.approx((wide**2).sum(), rel=1e-12)
+    top = np.full((2, 2), np.finfo(dtype).max)
+    assert not _inspection(top).bad
+    assert _inspection(top).maximum == np.finfo(dtype).max
+    assert not _inspection(np.zeros((0, 3), dtype)).bad
 
 
 def test_merged_inspections_keep_the_first_place_and_all_counts(rng):

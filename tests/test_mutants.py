@@ -109,9 +109,15 @@ MUTANTS = [
         "test_few_passes.py::test_rows_that_would_raise_the_objective_are_not_taken",
     ),
     Mutant(
+        "a checkpoint comes only after the first pass", "passes.py",
+        " and not self.keeper.between_waves", "",
+        "test_few_passes.py::test_no_wave_waits_before_the_short_factor_moves",
+    ),
+    Mutant(
         "a resumed pass leaves a wave out", "passes.py",
-        "for number in range(state.wave, len(self.waves)):",
-        "for number in range(state.wave + (state.wave > 0), len(self.waves)):", RESUMED,
+        "        while state.wave < len(self.waves):",
+        "        state.wave += state.wave > 0\n        while state.wave < len(self.waves):",
+        RESUMED,
     ),
     Mutant(
         "a checkpoint forgets how far rows may be off", "packing.py",

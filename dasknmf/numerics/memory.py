@@ -202,7 +202,8 @@ def worker_parts(matrix: Matrix, job: Job, machines: Machines, resident: bool) -
         parts["rows"] = 3 * height * job.width
     elif job.keep_rows or matrix.transposed:
         parts["rows"] = 2 * height * job.k
-    held = min(-(-share // job.waves), 2 * planning.FAN_IN) + planning.FAN_IN + 1
+    waves = 1 if job.commits else min(2, job.waves)  # the first pass goes on to the next at once
+    held = min(-(-share * waves // job.waves), 2 * planning.FAN_IN) + planning.FAN_IN + 1
     leaves = wave_sizes(len(matrix.heights), job.waves)[0]
     if planning.merged_at_once(leaves, sum_bytes(matrix, job)):
         held = max(held, leaves + 1)

@@ -67,17 +67,17 @@ def sums_of(
     work: Future,
     leaves: tuple[list[Any], list[Any], list[Place]],
     nodes: Nodes,
-    name: tuple[str, str],
+    name: tuple[str, str, int],
     *,
     keep: bool,
     at_once: bool = False,
 ) -> Future:
     """The root of the tree: visits, a task a bundle, and what merges their sums.
 
-    ``leaves``: sources, old rows and places. ``name``: of the work, and of this run of it.
-    ``at_once``: one task does all of the merging.
+    ``leaves``: sources, old rows and places. ``name``: of the work, of this run of it, and
+    which of its groups of slabs this is. ``at_once``: one task does all of the merging.
     """
-    what, run = name
+    what, run, group = name
     bundles = [bundle for node in nodes for bundle in node]
     alone = [len(node) == 1 for node in nodes for _ in node]
     visits = client.map(
@@ -90,7 +90,7 @@ def sums_of(
         pure=False,
     )
     if at_once and len(visits) > 1:
-        counts, keys = [len(node) for node in nodes], [(f"nmf-merge-0-{run}", 0)]
+        counts, keys = [len(node) for node in nodes], [(f"nmf-merge-0-{run}", group, 0)]
         (root,) = client.map(merge_tree, [visits], [counts], key=keys, pure=False)
         return root
     found = iter(visits)
@@ -99,21 +99,21 @@ def sums_of(
     merged = client.map(
         merge_bundles,
         [parts[j] for j in several],
-        key=[(f"nmf-merge-0-{run}", j) for j in several],
+        key=[(f"nmf-merge-0-{run}", group, j) for j in several],
         pure=False,
     )
     sums = dict(zip(several, merged, strict=True))
-    return _root(client, [sums.get(j, parts[j][0]) for j in range(len(nodes))], run)
+    return _root(client, [sums.get(j, parts[j][0]) for j in range(len(nodes))], run, group)
 
 
-def _root(client: Client, sums: list[Future], run: str) -> Future:
+def _root(client: Client, sums: list[Future], run: str, group: int) -> Future:
     """The levels of the tree above the first."""
     levels = planning.tree_levels(len(sums)) if len(sums) > 1 else []
     for depth, level in enumerate(levels, start=1):
         sums = client.map(
             merge_pieces,
             [[sums[m] for m in members] for members in level],
-            key=[(f"nmf-merge-{depth}-{run}", j) for j in range(len(level))],
+            key=[(f"nmf-merge-{depth}-{run}", group, j) for j in range(len(level))],
             pure=False,
         )
     return sums[0]

@@ -32,11 +32,7 @@ from dasknmf.parallel import planned
 from dasknmf.parallel.ancestry import Held, origins
 from dasknmf.parallel.bundling import Bundling, singly, sums_of
 from dasknmf.parallel.executors import Carried, Executor, Visit, pick_rows
-from dasknmf.parallel.remote import (
-    release,
-    release_all,
-    rows_prefix,
-)
+from dasknmf.parallel.remote import Piece, release, release_all, rows_prefix
 from dasknmf.parallel.slabs import Slabs
 from dasknmf.parallel.sources import Sources
 from dasknmf.parallel.spans import Phases
@@ -102,13 +98,19 @@ class ClusterExecutor(Executor):
         return sum(limits) // 4 if limits and all(limits) else None
 
     def _run(
-        self, work: Work, rows: Carried | None, places: Sequence[Place], keep: bool, load: bool
-    ) -> Visit:
-        needed = [] if rows is None else [rows.handles[place.slab] for place in places]
-        attempt = partial(self._attempt, work, rows, places, keep, load)
-        visit = self._insist(work.name, attempt, [held for held in needed if held is not None])
+        self,
+        work: Work,
+        rows: Carried | None,
+        groups: Sequence[Sequence[Place]],
+        keep: bool,
+        load: bool,
+    ) -> list[Visit]:
+        handles = () if rows is None else rows.handles
+        needed = [handles[place.slab] for places in groups for place in places if handles]
+        attempt = partial(self._attempt, work, rows, groups, keep, load)
+        visits = self._insist(work.name, attempt, [held for held in needed if held is not None])
         self._failures = 0
-        return visit
+        return visits
 
     def _insist(self, what: str, attempt: Callable[[], T], needed: Sequence[Held] = ()) -> T:
         """Repeat ``attempt`` when workers die under it, and remake rows that it needs."""
@@ -166,7 +168,8 @@ class ClusterExecutor(Executor):
             logger.warning(
                 "%s: rows of %d slabs were lost, and are made again", work.name, len(same)
             )
-            visit = self._insist(work.name, partial(self._attempt, work, None, places, True, True))
+            again = partial(self._attempt, work, None, [places], True, True)
+            (visit,) = self._insist(work.name, again)
             assert visit.rows is not None
             for held in same:
                 held.future = visit.rows.handles[held.place.slab].future
@@ -190,41 +193,63 @@ class ClusterExecutor(Executor):
             raise CommClosedError(f"{what}: {error!r}") from error
 
     def _attempt(
-        self, work: Work, rows: Carried | None, places: Sequence[Place], keep: bool, load: bool
-    ) -> Visit:
+        self,
+        work: Work,
+        rows: Carried | None,
+        groups: Sequence[Sequence[Place]],
+        keep: bool,
+        load: bool,
+    ) -> list[Visit]:
         self._count += 1
         run = f"{self.token}-{self._count}"
         sources = self.sources.load(self.phases) if load else self.sources.futures
-        old = [None if rows is None else rows.handles[place.slab] for place in places]
+        handles = [None] * len(self.slabs) if rows is None else list(rows.handles)
         (scattered,) = self.sources.scatter([work], "factors", work.name)
         if keep:
             self._runs.append(run)
-        nodes = singly(len(places))
-        if load and rows is None and not keep:
-            anywhere = self.sources.recipes is not None
-            nodes = self._bundling.nodes(sources, places, anywhere=anywhere)
-        leaves = (
-            [sources[place.slab] if load else None for place in places],
-            [None if held is None else held.future for held in old],
-            list(places),
-        )
-        with self.phases():
-            root = sums_of(
-                self.client, scattered, leaves, nodes, (work.name, run),
-                keep=keep, at_once=self._at_once(work.name, len(places)),
-            )  # fmt: skip
-        self._spent = (scattered, root)
-        piece = self.watchdog.wait(lambda: self.client.gather(root, asynchronous=True), work.name)
-        self._sum_bytes[work.name] = sizeof(piece.sums)
+        roots = []
+        for group, places in enumerate(groups):
+            nodes = singly(len(places))
+            if load and rows is None and not keep:
+                anywhere = self.sources.recipes is not None
+                nodes = self._bundling.nodes(sources, places, anywhere=anywhere)
+            leaves = (
+                [sources[place.slab] if load else None for place in places],
+                [held and held.future for held in (handles[place.slab] for place in places)],
+                list(places),
+            )
+            with self.phases():
+                root = sums_of(
+                    self.client, scattered, leaves, nodes, (work.name, run, group),
+                    keep=keep, at_once=self._at_once(work.name, len(places)),
+                )  # fmt: skip
+            roots.append(root)
+        self._spent = (scattered, *roots)
+        pieces = self.watchdog.wait(lambda: self.client.gather(roots, asynchronous=True), work.name)
+        self._sum_bytes[work.name] = sizeof(pieces[0].sums)
         if not keep:
-            return Visit(piece.sums, None)
-        futures = self._adopt(piece.keys)
-        new = [
-            Held(future, work if load and before is None else None, place)
-            for future, before, place in zip(futures, old, places, strict=True)
-        ]
+            return [Visit(piece.sums, None) for piece in pieces]
+        return self._kept(work if load else None, rows, groups, pieces)
+
+    def _kept(
+        self,
+        work: Work | None,
+        rows: Carried | None,
+        groups: Sequence[Sequence[Place]],
+        pieces: Sequence[Piece],
+    ) -> list[Visit]:
+        """Visits with the rows that they left on the workers; ``work``: what makes them from V."""
+        visits = []
+        for places, piece in zip(groups, pieces, strict=True):
+            there = [rows is not None and rows.handles[place.slab] is not None for place in places]
+            futures = self._adopt(piece.keys)
+            new = [
+                Held(future, None if carried else work, place)
+                for future, carried, place in zip(futures, there, places, strict=True)
+            ]
+            visits.append(Visit(piece.sums, self._with_old(rows, places, new)))
         self._forget()
-        return Visit(piece.sums, self._with_old(rows, places, new))
+        return visits
 
     def _at_once(self, name: str, leaves: int) -> bool:
         """Whether one task may add all sums up, going by what the work brought before."""

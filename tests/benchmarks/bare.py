@@ -33,18 +33,18 @@ def recorded_gains() -> Iterator[list[float]]:
     from dasknmf.parallel.executors import Executor
 
     gains: list[float] = []
-    run = Executor.run
+    run = Executor.run_each
 
     def recording(self: Executor, work: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(work, Step) and work.gains is not None and self.reads >= 1:
             gains.extend(work.gains)
         return run(self, work, *args, **kwargs)
 
-    Executor.run = recording  # type: ignore[method-assign]
+    Executor.run_each = recording  # type: ignore[method-assign]
     try:
         yield gains
     finally:
-        Executor.run = run  # type: ignore[method-assign]
+        Executor.run_each = run  # type: ignore[method-assign]
 
 
 def bare_pass(slabs: Sequence[np.ndarray], Ht: np.ndarray, gain: float) -> BarePass:

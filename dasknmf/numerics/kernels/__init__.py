@@ -363,5 +363,8 @@ def inspect_values(values: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np
     counts = np.zeros(4, np.int64)
     first = np.full(3, -1, np.int64)
     sums = np.zeros(3)
-    loops().inspect_values(own(values).reshape(-1), counts, first, sums)
+    flat = own(values).reshape(-1)
+    bits = flat.view(f"i{flat.itemsize}")
+    infinity = np.array(np.inf, flat.dtype).view(bits.dtype)[()]
+    loops().inspect_values(flat, bits, infinity, counts, first, sums)
     return counts, first, sums

@@ -8,8 +8,9 @@ any slab.
 
 import numpy as np
 
-from dasknmf.numerics.kernels.compiling import CONTRACT, entry, helper
+from dasknmf.numerics.kernels.compiling import CONTRACT, REGROUP, entry, helper
 
+STRETCH = 4096  # values that are looked at together
 FLOOR = 1e-15  # smallest model value W H, in units of the largest, that a ratio may meet
 
 
@@ -171,14 +172,10 @@ def csr_beta_terms(indptr, indices, data, rows, columns, unit, beta, move_rows, 
     return total
 
 
-@entry()
-def inspect_values(values, counts, first, sums):
-    """One walk over stored values: counts of bad ones, where they start, and the sums.
-
-    counts = nan, infinite, negative, positive; first = flat index of the first of the first
-    three, or -1; sums = sum, sum of squares, maximum (of the finite values).
-    """
-    for p in range(values.size):
+@helper()
+def _look_closely(values, start, stop, counts, first, sums):
+    """One by one: count what is bad, where it begins, and the sums of the rest."""
+    for p in range(start, stop):
         v = np.float64(values[p])
         if 0.0 <= v < np.inf:
             if v > 0.0:
@@ -196,3 +193,43 @@ def inspect_values(values, counts, first, sums):
         counts[kind] += 1
         if first[kind] < 0:
             first[kind] = p
+
+
+@helper(REGROUP)
+def _sums(values, bits, counts, sums):
+    """Of values that are all good."""
+    total, squares, positive = 0.0, 0.0, 0
+    for p in range(values.size):
+        v = np.float64(values[p])
+        total += v
+        squares += v * v
+        positive += bits[p] > 0
+    sums[0] += total
+    sums[1] += squares
+    counts[3] += positive
+
+
+@entry()
+def inspect_values(values, bits, infinity, counts, first, sums):
+    """One walk over stored values: counts of bad ones, where they start, and the sums.
+
+    counts = nan, infinite, negative, positive; first = flat index of the first of the first
+    three, or -1; sums = sum, sum of squares, maximum (of the finite values).
+
+    ``bits``: the same memory as integers, which are in the order of numbers >= 0; negative ones
+    have the sign, and those from ``infinity`` on are no finite numbers. So a stretch is known to be
+    good from the smallest and the largest, and its sums need no branch.
+    """
+    largest = np.zeros(1, values.dtype)
+    for start in range(0, values.size, STRETCH):
+        stop = min(start + STRETCH, values.size)
+        near = bits[start:stop]  # a loop over an array's own range needs no checks of the index
+        low = high = near[0]
+        for p in range(near.size):
+            low, high = min(low, near[p]), max(high, near[p])
+        if low < 0 or high >= infinity:
+            _look_closely(values, start, stop, counts, first, sums)
+            continue
+        _sums(values[start:stop], near, counts, sums)
+        largest.view(bits.dtype)[0] = high
+        sums[2] = max(sums[2], np.float64(largest[0]))
