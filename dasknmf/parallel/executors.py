@@ -332,9 +332,9 @@ class ThreadsExecutor(Executor):
         return [np.asarray(block[model]) for block in rows.handles]
 
     def close(self) -> None:
-        """Drop the slabs, and end the threads."""
+        """Drop the slabs, and end the threads: at once those that have nothing to do."""
         if self._pool is not None:
-            self._pool.shutdown()
+            self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
         self._blocks = []
         self._recipes = None
