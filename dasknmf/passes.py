@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -250,38 +251,38 @@ class Loop:
         if not state.wave:
             self.compression.begin(state.models, last)
         while state.wave < len(self.waves):
-            for number, sums in self._visits(of):
-                self._take_in(number, sums, self._solver_of(of, number))
-                state.wave = number + 1
+            for number, sums in self._visits(self._together(of), of):
+                solver, state.wave = self._solver_of(of, number), number + 1
+                for model, found in zip(state.models, sums.models, strict=True):
+                    model.take_in(number, found, self._problem_of(model), solver)
             if state.wave < len(self.waves):
                 self.keeper.boundary(self._now, ended=False)
         for model in state.models:
             model.close_pass(self._problem_of(model), self.settings.solver)
 
-    def _visits(self, of: int) -> Iterator[tuple[int, StepSums]]:
-        """Visit the next wave; all that are left, where no short factor moves before the last."""
-        models, rest = self.state.models, range(self.state.wave, len(self.waves))
-        unseen = all(model.waves[n] is None for model in models for n in rest)
-        alike = len({self._solver_of(of, n) for n in rest}) == 1
-        numbers = rest if unseen and alike and not self.keeper.between_waves else rest[:1]
-        slabs = [self.waves[number] for number in numbers]
+    def _together(self, of: int) -> Sequence[int]:
+        """The next wave; all that are left, where no short factor moves before the last."""
+        rest = range(self.state.wave, len(self.waves))
+        if self.keeper.between_waves or len({self._solver_of(of, n) for n in rest}) > 1:
+            return rest[:1]
+        unseen = all(model.waves[n] is None for model in self.state.models for n in rest)
+        return rest if unseen else rest[:1]
+
+    def _visits(self, numbers: Sequence[int], of: int) -> Iterator[tuple[int, StepSums]]:
+        """What waves of a pass bring, each by itself; what they see of V is looked at."""
+        models, slabs = self.state.models, [self.waves[number] for number in numbers]
         step = replace(
             self.step,
             fixed=tuple(model.target for model in models),
             solver=self._solver_of(of, numbers[0]),
             gains=tuple(model.gain for model in models),
-            inspect=self._looks([slab for wave in slabs for slab in wave]),
+            inspect=self._looks(chain(*slabs)),
         )
         work: Any = varied(step, [m.number for m in models], self.settings.lots)
-        visits = self.compression.visit(work, slabs, keep=False)
-        return zip(numbers, (visit.sums for visit in visits), strict=True)
-
-    def _take_in(self, number: int, sums: StepSums, solver: Solver) -> None:
-        """Look at what a wave saw, and move the short factors."""
-        if sums.inspection is not None:
-            self._saw(sums.inspection, [i for wave in self.waves[number + 1 :] for i in wave])
-        for model, found in zip(self.state.models, sums.models, strict=True):
-            model.take_in(number, found, self._problem_of(model), solver)
+        found = [visit.sums for visit in self.compression.visit(work, slabs, keep=False)]
+        if step.inspect:
+            self._saw(add([s.inspection for s in found]), [*chain(*self.waves[numbers[-1] + 1 :])])
+        return zip(numbers, found, strict=True)
 
     def _whole_step(self, **changes: Any) -> Step:
         models = self.state.models

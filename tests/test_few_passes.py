@@ -21,7 +21,7 @@ from dasknmf.numerics.solvers.als import ALS
 from dasknmf.numerics.stopping import extrapolated
 from dasknmf.numerics.terms import Normal, add
 from dasknmf.numerics.weighted import squared_norms
-from dasknmf.numerics.work import ModelSums
+from dasknmf.numerics.work import Inspect, ModelSums
 from dasknmf.parallel import driver, race
 from dasknmf.parallel.executors import ThreadsExecutor
 
@@ -278,9 +278,9 @@ def test_no_wave_waits_before_the_short_factor_moves(loss, rng, many_slabs, monk
     graphs = []
     compute = ThreadsExecutor._compute
 
-    def counting(executor, graph, roots):
+    def counting(executor, graph, roots, many):
         graphs.append(len(roots))
-        return compute(executor, graph, roots)
+        return compute(executor, graph, roots, many)
 
     monkeypatch.setattr(ThreadsExecutor, "_compute", counting)
     V = sparse_counts(rng, 60, 9, 9).toarray() + 0.1
@@ -293,6 +293,17 @@ def test_no_wave_waits_before_the_short_factor_moves(loss, rng, many_slabs, monk
     assert set(graphs) == {1}
     np.testing.assert_array_equal(together.components_, alone.components_)
     np.testing.assert_array_equal(together.history_["reads"], alone.history_["reads"])
+
+
+def test_bad_values_in_the_first_wave_cost_no_second_look(rng, many_slabs, monkeypatch):
+    """The waves of the first pass were looked at together."""
+    seen = []
+    monkeypatch.setattr(Inspect, "__call__", lambda self, V, rows, place: seen.append(place))
+    V = planted(rng, rows=64, columns=5, k=2)
+    V[planning.waves(64, 8, random.generator(0, "waves", 0, 0))[0][0], 2] = np.nan
+    with pytest.raises(DataError, match="1 NaN value"):
+        NMF(2, init="random", waves=8, random_state=0).fit(V)
+    assert seen == []
 
 
 def test_bad_values_of_all_waves_are_counted(rng, many_slabs):

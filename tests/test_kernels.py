@@ -116,6 +116,16 @@ def test_inspection_of_long_slabs_equals_that_of_numpy(dtype, rng):
     assert not _inspection(np.zeros((0, 3), dtype)).bad
 
 
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16, np.int64, ">f4", np.float64])
+def test_values_of_any_kind_are_inspected(dtype, rng):
+    """Weights are of any kind."""
+    values = (rng.integers(0, 250, 9000) * (rng.random(9000) < 0.5)).astype(dtype)
+    counts, _, sums = kernels.inspect_values(values)
+    wide = values.astype(np.float64)
+    assert counts.tolist() == [0, 0, 0, (wide > 0).sum()]
+    assert sums.tolist() == [wide.sum(), (wide**2).sum(), wide.max()]
+
+
 def test_merged_inspections_keep_the_first_place_and_all_counts(rng):
     V = rng.random((30, 4))
     V[[5, 17, 25], 2] = -1

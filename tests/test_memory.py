@@ -87,7 +87,7 @@ def test_the_most_in_one_place_is_the_mean_over_all_ways(items, places):
 def test_planned_tasks_are_those_that_run(monkeypatch, waves):
     counts = []
 
-    def compute(executor, graph, roots):
+    def compute(executor, graph, roots, many):
         counts.append(len(graph))
         return dask.get(graph, roots)
 

@@ -518,3 +518,13 @@ def test_weights_of_other_chunks_are_rechunked_and_said_so(rng, caplog, many_sla
     assert any("weights have chunks (7, 5): rechunked once" in m for m in caplog.messages)
     same = fit(given, weights=da.from_array(M, chunks=(10, -1)))
     np.testing.assert_array_equal(other.components_, same.components_)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32])
+def test_weights_of_any_real_dtype_are_those_of_float64(dtype, rng):
+    V, weights = rng.random((60, 9)), rng.integers(0, 2, (60, 9)) * (1 if dtype is bool else 200)
+    found = [
+        NMF(2, random_state=0, max_iter=3, tol=0).fit(V, weights=weights.astype(to)).components_
+        for to in (dtype, np.float64)
+    ]
+    np.testing.assert_array_equal(*found)

@@ -82,6 +82,7 @@ def solve_least_squares(
     same for any number of threads, and so is the sum of what they explain.
     """
     loss, known = Frobenius(), [terms for terms in found if isinstance(terms, Normal | Each)]
+    assert len(known) == len(found)
     shared = solver.shared(add([terms.part(NONE) for terms in known]), penalty)
 
     def part(some: slice) -> tuple[Array, float, Array, Mask]:
@@ -91,8 +92,8 @@ def solve_least_squares(
         return new, loss.explained(terms, new), ahead, alive(ahead)
 
     rows = F.shape[0]
-    height = -(-rows // max(min(rows // BLOCK, PARTS), -(-rows // STRETCH), 1))
-    news, explained, aheads, living = zip(*_in_parts(part, rows, height), strict=True)
+    parts = max(1, min(rows // BLOCK, PARTS), -(-rows // STRETCH))
+    news, explained, aheads, living = zip(*_in_parts(part, rows, -(-rows // parts)), strict=True)
     short, ahead = np.concatenate(news), np.concatenate(aheads)
     revive(ahead, short, np.any(living, axis=0))
     return Solved(short, sum(explained), ahead)

@@ -251,7 +251,7 @@ class ThreadsExecutor(Executor):
                     graph[key] = (partial(visit, self._source(i) if load else None),)
                 leaves.append(key)
             roots.append(self._merge(graph, leaves, group))
-        sums = self._compute({**makes, **graph}, roots)
+        sums = self._compute({**makes, **graph}, roots, 1 if makes else RESERVE)
         if not keep:
             return [Visit(found, None) for found in sums]
         return [
@@ -259,11 +259,12 @@ class ThreadsExecutor(Executor):
             for found, places in zip(sums, groups, strict=True)
         ]
 
-    def _compute(self, graph: dict[Any, Any], roots: list[Any]) -> Any:
+    def _compute(self, graph: dict[Any, Any], roots: list[Any], many: int) -> Any:
         """By the scheduler that Dask's configuration names, where that runs in this process.
 
-        Threads have tasks in reserve: handed one only after their last, they waited a twentieth of
-        a pass (64 slabs of 7 ms), as the thread that hands them out wants Python's lock, too.
+        Threads are given ``many`` tasks each: handed one only after their last, they waited a
+        twentieth of a pass (64 slabs of 7 ms), as the thread that hands them out wants Python's
+        lock, too. Where a slab and the visit to it are two tasks, more slabs would be in memory.
         """
         if dask.config.get("scheduler", None) in SYNCHRONOUS:
             return dask.get(graph, roots)
@@ -271,7 +272,7 @@ class ThreadsExecutor(Executor):
             return threaded_get(graph, roots)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.slots())
-        many = RESERVE * self.slots()
+        many *= self.slots()
         return get_async(self._pool.submit, many, graph, roots, pack_exception=pack_exception)
 
     def _source(self, slab: int) -> Any:

@@ -102,8 +102,9 @@ def gram(factor: Array) -> Float64:
     k = factor.shape[1]
     result: Float64 = np.zeros((k, k))
     height = max(64, GRAM_BYTES // (8 * max(k, 1)))
-    wide = _wide(min(height, factor.shape[0]) * k).reshape(-1, k)
-    for start in range(0, factor.shape[0], height):
+    height = min(height, factor.shape[0])
+    wide = _wide(height * k).reshape(height, k)
+    for start in range(0, factor.shape[0], max(height, 1)):
         part = factor[start : start + height]
         tall = wide[: part.shape[0]]
         tall[:] = part
@@ -363,6 +364,8 @@ def inspect_values(values: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np
     counts = np.zeros(4, np.int64)
     first = np.full(3, -1, np.int64)
     sums = np.zeros(3)
+    if values.dtype not in (np.float32, np.float64):  # weights
+        values = values.astype(np.float64)
     flat = own(values).reshape(-1)
     bits = flat.view(f"i{flat.itemsize}")
     infinity = np.array(np.inf, flat.dtype).view(bits.dtype)[()]
