@@ -26,12 +26,11 @@ from distributed.comm import CommClosedError
 
 from dasknmf.numerics import planning
 from dasknmf.numerics.errors import ClusterError, RowsLostError
-from dasknmf.numerics.inspection import Place
 from dasknmf.numerics.work import Rows, Work
 from dasknmf.parallel import planned
 from dasknmf.parallel.ancestry import Held, origins
 from dasknmf.parallel.bundling import Bundling, singly, sums_of
-from dasknmf.parallel.executors import Carried, Executor, Visit, pick_rows
+from dasknmf.parallel.executors import Carried, Executor, Groups, Visit, pick_rows
 from dasknmf.parallel.remote import Piece, release, release_all, rows_prefix
 from dasknmf.parallel.slabs import Slabs
 from dasknmf.parallel.sources import Sources
@@ -98,12 +97,7 @@ class ClusterExecutor(Executor):
         return sum(limits) // 4 if limits and all(limits) else None
 
     def _run(
-        self,
-        work: Work,
-        rows: Carried | None,
-        groups: Sequence[Sequence[Place]],
-        keep: bool,
-        load: bool,
+        self, work: Work, rows: Carried | None, groups: Groups, keep: bool, load: bool
     ) -> list[Visit]:
         handles = () if rows is None else rows.handles
         needed = [handles[place.slab] for places in groups for place in places if handles]
@@ -193,12 +187,7 @@ class ClusterExecutor(Executor):
             raise CommClosedError(f"{what}: {error!r}") from error
 
     def _attempt(
-        self,
-        work: Work,
-        rows: Carried | None,
-        groups: Sequence[Sequence[Place]],
-        keep: bool,
-        load: bool,
+        self, work: Work, rows: Carried | None, groups: Groups, keep: bool, load: bool
     ) -> list[Visit]:
         self._count += 1
         run = f"{self.token}-{self._count}"
@@ -232,11 +221,7 @@ class ClusterExecutor(Executor):
         return self._kept(work if load else None, rows, groups, pieces)
 
     def _kept(
-        self,
-        work: Work | None,
-        rows: Carried | None,
-        groups: Sequence[Sequence[Place]],
-        pieces: Sequence[Piece],
+        self, work: Work | None, rows: Carried | None, groups: Groups, pieces: Sequence[Piece]
     ) -> list[Visit]:
         """Visits with the rows that they left on the workers; ``work``: what makes them from V."""
         visits = []

@@ -33,6 +33,7 @@ from dasknmf.parallel.slabs import Slabs
 
 SYNCHRONOUS = ("sync", "synchronous", "single-threaded")
 RESERVE = 2  # tasks for each thread at a time
+Groups = Sequence[Sequence[Place]]  # of slabs, which have none in common
 
 
 class Carried(NamedTuple):
@@ -138,12 +139,7 @@ class Executor(ABC):
 
     @abstractmethod
     def _run(
-        self,
-        work: Work,
-        rows: Carried | None,
-        groups: Sequence[Sequence[Place]],
-        keep: bool,
-        load: bool,
+        self, work: Work, rows: Carried | None, groups: Groups, keep: bool, load: bool
     ) -> list[Visit]: ...
 
     @abstractmethod
@@ -226,12 +222,7 @@ class ThreadsExecutor(Executor):
         return int(dask.config.get("num_workers", None) or CPU_COUNT)
 
     def _run(
-        self,
-        work: Work,
-        rows: Carried | None,
-        groups: Sequence[Sequence[Place]],
-        keep: bool,
-        load: bool,
+        self, work: Work, rows: Carried | None, groups: Groups, keep: bool, load: bool
     ) -> list[Visit]:
         kept: list[Any] = [None] * len(self.slabs)
         graph: dict[Any, Any] = {}
