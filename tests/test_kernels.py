@@ -98,7 +98,8 @@ def test_inspection_of_long_slabs_equals_that_of_numpy(dtype, rng):
     rows, columns = 3 * STRETCH // 20 + 7, 20
     V = (rng.random((rows, columns)) * (rng.random((rows, columns)) < 0.5)).astype(dtype)
     V[5, 5], V[6, 6], V[7, 7] = -0.0, np.finfo(dtype).tiny / 4, 1e30
-    for bad in ({}, {(rows // 2, 3): -1.0}, {(0, 0): np.nan, (rows - 1, 19): -np.inf}):
+    one, other = (rows // 2, 3), (rows - 1, 19)
+    for bad in ({}, {one: -1.0}, {one: np.inf}, {one: np.nan}, {(0, 0): np.nan, other: -np.inf}):
         W = V.copy()
         for place, value in bad.items():
             W[place] = value
