@@ -253,9 +253,9 @@ class ThreadsExecutor(Executor):
     def _compute(self, graph: dict[Any, Any], roots: list[Any], many: int) -> Any:
         """By the scheduler that Dask's configuration names, where that runs in this process.
 
-        Threads are given ``many`` tasks each: handed one only after their last, they waited a
-        twentieth of a pass (64 slabs of 7 ms), as the thread that hands them out wants Python's
-        lock, too. Where a slab and the visit to it are two tasks, more slabs would be in memory.
+        Threads are given ``many`` tasks each: handed one only after their last, they wait for the
+        thread that hands them out, which wants Python's lock, too. Where a slab and the visit to it
+        are two tasks, more than one would put more slabs in memory.
         """
         if dask.config.get("scheduler", None) in SYNCHRONOUS:
             return dask.get(graph, roots)
