@@ -113,14 +113,13 @@ class Model:
         others = add([sums._replace(terms=None) for sums in waves if sums is not None])
         problem = problem.seen(others)
         assert problem.squares is not None
-        short, explained, ahead = solve_least_squares(
-            solver, self.short, found, problem.penalty, self.momentum
+        short, loss, ahead = solve_least_squares(
+            solver, self.short, found, problem.penalty, problem.squares, self.momentum
         )
         self.stand_ins -= {wave}
         if self.stand_ins:
             self.waves, self.short = waves, short
             return
-        loss = max(0.5 * problem.squares - explained, 0.0)
         objective = loss + others.penalty + problem.penalty.value(short)
         slack = ROUNDING * np.finfo(np.float64).eps * problem.squares
         if self.current is not None and objective > self.current + slack:

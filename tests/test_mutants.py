@@ -51,7 +51,7 @@ MUTANTS = [
     ),
     Mutant(
         "Gram matrix summed in float32", KERNELS,
-        "_own.wide = np.empty(size)", "_own.wide = np.empty(size, np.float32)",
+        "_of_thread.wide = np.empty(size)", "_of_thread.wide = np.empty(size, np.float32)",
         f"{PIECES}::test_gram_of_float32_is_summed_in_float64",
     ),
     Mutant(
@@ -303,8 +303,8 @@ MUTANTS = [
         "test_sklearn.py::test_nndsvd_starts_near_the_data_and_scikit_learns_start",
     ),
     Mutant(
-        "the reported loss belongs to other factors", "ensemble.py",
-        "0.5 * problem.squares - explained", "0.5 * problem.squares - 1.0001 * explained", WAVES,
+        "the reported loss belongs to other factors", "parallel/driver.py",
+        "loss.left(sum(explained)", "loss.left(1.0001 * sum(explained)", WAVES,
     ),
     Mutant(
         "one slab of a Dask array read twice, one not at all", "parallel/slabs.py",

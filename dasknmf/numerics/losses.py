@@ -92,7 +92,11 @@ class Frobenius(Loss):
 
     def value(self, terms: Terms, moving: Array, squared_norm: float) -> float:
         """1/2 (||V||² - 2 <C, F> + <G, FᵀF>), never below zero."""
-        return max(0.5 * squared_norm - self.explained(terms, moving), 0.0)
+        return self.left(self.explained(terms, moving), squared_norm)
+
+    def left(self, explained: float, squared_norm: float) -> float:
+        """What factors that explain so much leave of 1/2 ||V||²."""
+        return max(0.5 * squared_norm - explained, 0.0)
 
     def explained(self, terms: Terms, moving: Array) -> float:
         """<C, F> - 1/2 <G, FᵀF>: what F takes off 1/2 ||V||². Parts of F's rows add up."""

@@ -66,17 +66,22 @@ def _in_parts(work: Callable[[slice], T], rows: int, height: int) -> list[T]:
 
 
 class Solved(NamedTuple):
-    """A short factor, what it takes off 1/2 ||V||², and one ahead of it."""
+    """A short factor, the loss with it, and one ahead of it."""
 
     short: Array
-    explained: float
+    loss: float
     ahead: Array
 
 
 def solve_least_squares(
-    solver: Solver, F: Array, found: Sequence[Terms], penalty: Penalty, momentum: float
+    solver: Solver,
+    F: Array,
+    found: Sequence[Terms],
+    penalty: Penalty,
+    squared_norm: float,
+    momentum: float,
 ) -> Solved:
-    """``half_step_of_sum``, its part of the loss and its extrapolation, in one walk over the rows.
+    """``half_step_of_sum``, the loss, and what is ahead of the factor, in one walk over its rows.
 
     One after the other they read from memory what a thread here still has near. The parts are the
     same for any number of threads, and so is the sum of what they explain.
@@ -96,7 +101,7 @@ def solve_least_squares(
     news, explained, aheads, living = zip(*_in_parts(part, rows, -(-rows // parts)), strict=True)
     short, ahead = np.concatenate(news), np.concatenate(aheads)
     revive(ahead, short, np.any(living, axis=0))
-    return Solved(short, sum(explained), ahead)
+    return Solved(short, loss.left(sum(explained), squared_norm), ahead)
 
 
 def add_up(parts: Sequence[T]) -> T:

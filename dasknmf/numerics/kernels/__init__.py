@@ -26,11 +26,11 @@ SINGULAR = 1e-12  # eigenvalues of a Gram matrix, in parts of the largest: as go
 ROUGH = 1e-7  # smallest over largest: below, what the inverse gives has lost too many digits;
 FINE = 1e-3  # above, it need not be refined;
 CLOSE = 1 / 6  # above, sweeps converge faster than pivots are made
-GRAM_BYTES = 1 << 18
+GRAM_BYTES = 1 << 18  # of the wide copy of a tile of rows
 TILE_BYTES = 1 << 20  # a tile of W H and its slab rows stay in the second-level cache
 
 
-_own = threading.local()
+_of_thread = threading.local()
 
 
 @cache
@@ -114,9 +114,9 @@ def gram(factor: Array) -> Float64:
 
 def _wide(size: int) -> Float64:
     """Memory of the thread that asks: for fresh pages threads wait for each other."""
-    held = getattr(_own, "wide", None)
+    held = getattr(_of_thread, "wide", None)
     if held is None or held.size < size:
-        held = _own.wide = np.empty(size)
+        held = _of_thread.wide = np.empty(size)
     found: Float64 = held[:size]
     return found
 
