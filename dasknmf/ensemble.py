@@ -21,7 +21,7 @@ from dasknmf.numerics.stopping import BRAKE, faster
 from dasknmf.numerics.terms import Normal, Terms, add
 from dasknmf.numerics.weighted import Held
 from dasknmf.numerics.work import ModelSums
-from dasknmf.parallel.driver import half_step_of_sum, solve_least_squares
+from dasknmf.parallel.driver import formed, half_step_of_sum, solve_least_squares
 
 ACCURACY = 1e-4  # of the rows in the first pass: what they may leave to gain, in parts of the loss
 GUARD = 1e-9  # of an objective: less than that is no rise, rows being solved to a tolerance
@@ -134,6 +134,8 @@ class Model:
 
     def visit_columns(self, wave: int, sums: ModelSums, problem: Problem, solver: Solver) -> None:
         """The same for losses whose terms have no loss in them but that of the factors they met."""
+        if sums.terms is not None:
+            sums = sums._replace(terms=formed(sums.terms))
         self.waves = [*self.waves[:wave], sums, *self.waves[wave + 1 :]]
         found = self._found()
         if len(found) < len(self.waves):

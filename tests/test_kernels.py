@@ -231,12 +231,13 @@ import hashlib
 import numpy as np
 import scipy.sparse as sp
 from dasknmf.numerics.kernels import loops, own
+from dasknmf.numerics.kullback import Kept
 rng = np.random.default_rng(0)
 V = sp.csr_array(rng.poisson(1.0, (20_000, 16)) * rng.gamma(1.0, 1.0, (20_000, 16)))
 F, rows, none = own(rng.random((16, 3))), np.zeros((20_000, 3)), np.zeros((0, 3))
 data = (own(V.indptr), own(V.indices), own(V.data))
 weight = own(F.sum(axis=0)[None])
-loops("kl").csr_rows(*data, F, weight, 0.0, (2, 60, 1e-7), rows, none, none)
+loops("kl").csr_rows(*data, F, weight, 0.0, (2, 60, 1e-7), rows, none, none, tuple(Kept.room(0, 0)))
 print(hashlib.sha256(rows).hexdigest())
 """
 

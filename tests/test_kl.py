@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from conftest import planted, sparse_counts
 
 from dasknmf.ensemble import Model, Problem
-from dasknmf.numerics import kernels
+from dasknmf.numerics import kernels, kullback
 from dasknmf.numerics.errors import ParameterError
 from dasknmf.numerics.kernels import kl_share
 from dasknmf.numerics.losses import EXACT_ROWS, make_loss
@@ -70,7 +70,7 @@ def test_rows_and_terms_equal_their_scalar_twins(layout, dtype, penalty, rng):
     V = counts(rng, dtype=dtype)
     Ht = rng.random((8, 3)).astype(dtype)
     Ht[1, 0] = 0.0
-    rows, neg, packed, value = kernels.kl_rows(
+    rows, neg, packed, value = kullback.kl_rows(
         LAYOUTS[layout](V), Ht, (penalty.l1, penalty.l2), EXACT_ROWS, "curvature"
     )
     H = Ht.T.astype(float).tolist()
@@ -96,7 +96,7 @@ def test_shares_of_a_slab_that_is_listed_in_many_parts_add_up(layout, k, rng):
     Ht = rng.random((12, k)) + 0.01
     assert V.size > 10 * kl_share.EACH * V.shape[1]
     assert (kl_share.OUTER_BYTES // (8 * (k * (k + 1) // 2)) < 400) == (k == 60)
-    rows, neg, packed, _ = kernels.kl_rows(
+    rows, neg, packed, _ = kullback.kl_rows(
         LAYOUTS[layout](V), Ht, (0.0, 0.0), (2, 1, 0.0), "curvature"
     )
     Y = rows @ Ht.T
@@ -105,7 +105,7 @@ def test_shares_of_a_slab_that_is_listed_in_many_parts_add_up(layout, k, rng):
     np.testing.assert_allclose(neg, ratio.T @ rows, rtol=1e-9)
     expected = np.einsum("ij,ia,ib->jab", bend, rows, rows)
     np.testing.assert_allclose(unpack(packed, k), expected, rtol=1e-9, atol=1e-13)
-    alone = kernels.kl_rows(LAYOUTS[layout](V), Ht, (0.0, 0.0), (2, 1, 0.0), "gradient")
+    alone = kullback.kl_rows(LAYOUTS[layout](V), Ht, (0.0, 0.0), (2, 1, 0.0), "gradient")
     np.testing.assert_array_equal(alone[1], neg)
 
 
@@ -118,7 +118,8 @@ def test_half_steps_are_the_same_for_any_number_of_threads(threads, rng, monkeyp
     Ht = rng.random((columns, k))
     for loss, solver in ((KL, Newton()), (make_loss(2.0), ALS())):
         waves = [
-            solver.visit(loss, V[a : a + 30], (), (Ht,), (FREE,))[1][0] for a in range(0, 90, 30)
+            driver.formed(solver.visit(loss, V[a : a + 30], (), (Ht,), (FREE,))[1][0])
+            for a in range(0, 90, 30)
         ]
         for penalty in (FREE, Penalty(0.2, 0.4)):
             expected = solver.half_step(Ht, add(waves), penalty)
@@ -181,7 +182,7 @@ def test_soft_rows_share_through_every_component(k, rng):
     """All components alive (the dense share) give the same sums as few (the scattered one)."""
     V, Ht = counts(rng, 12), rng.random((8, k)) + 0.1
     for rule in [(3, 0, 1e-9), EXACT_ROWS]:
-        rows, neg, packed, _ = kernels.kl_rows(sp.csr_array(V), Ht, (0.0, 0.0), rule, "curvature")
+        rows, neg, packed, _ = kullback.kl_rows(sp.csr_array(V), Ht, (0.0, 0.0), rule, "curvature")
         numerator, curvature = naive.kl_terms(V.tolist(), rows.tolist(), Ht.T.tolist())
         np.testing.assert_allclose(neg, numerator, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(unpack(packed, k), curvature, rtol=1e-9, atol=1e-12)
@@ -191,16 +192,16 @@ def test_soft_rows_share_through_every_component(k, rng):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_row_depends_on_nothing_but_itself(layout, rng):
     V, Ht = counts(rng, 30), rng.random((8, 4))
-    whole = kernels.kl_rows(LAYOUTS[layout](V), Ht, (0.0, 0.0), EXACT_ROWS)[0]
+    whole = kullback.kl_rows(LAYOUTS[layout](V), Ht, (0.0, 0.0), EXACT_ROWS)[0]
     for part in (slice(0, 1), slice(7, 20), slice(4, 6)):
-        found = kernels.kl_rows(LAYOUTS[layout](V[part]), Ht, (0.0, 0.0), EXACT_ROWS)[0]
+        found = kullback.kl_rows(LAYOUTS[layout](V[part]), Ht, (0.0, 0.0), EXACT_ROWS)[0]
         np.testing.assert_array_equal(found, whole[part])
 
 
 def test_dense_and_csr_are_the_same_arithmetic(rng):
     V, Ht = counts(rng, 30), rng.random((8, 4))
-    dense = kernels.kl_rows(V, Ht, (0.1, 0.2), EXACT_ROWS, "curvature")
-    sparse = kernels.kl_rows(sp.csr_array(V), Ht, (0.1, 0.2), EXACT_ROWS, "curvature")
+    dense = kullback.kl_rows(V, Ht, (0.1, 0.2), EXACT_ROWS, "curvature")
+    sparse = kullback.kl_rows(sp.csr_array(V), Ht, (0.1, 0.2), EXACT_ROWS, "curvature")
     for a, b in zip(dense, sparse, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -209,15 +210,15 @@ def test_dense_and_csr_are_the_same_arithmetic(rng):
 def test_columns_that_no_component_reaches_cost_but_never_break(layout, rng):
     V, Ht = counts(rng) + 1.0, rng.random((8, 3))
     Ht[[0, 6]] = 0.0
-    rows, neg, _, value = kernels.kl_rows(
+    rows, neg, _, value = kullback.kl_rows(
         LAYOUTS[layout](V), Ht, (0.0, 0.0), EXACT_ROWS, "gradient"
     )
     kept = [1, 2, 3, 4, 5, 7]
-    expected = kernels.kl_rows(V[:, kept], Ht[kept], (0.0, 0.0), EXACT_ROWS)[0]
+    expected = kullback.kl_rows(V[:, kept], Ht[kept], (0.0, 0.0), EXACT_ROWS)[0]
     np.testing.assert_allclose(rows, expected, rtol=1e-12)
     assert np.isfinite(value)
     assert not neg[[0, 6]].any()
-    nothing = kernels.kl_rows(LAYOUTS[layout](V), np.zeros((8, 3)), (0.0, 0.0), EXACT_ROWS)
+    nothing = kullback.kl_rows(LAYOUTS[layout](V), np.zeros((8, 3)), (0.0, 0.0), EXACT_ROWS)
     assert not nothing[0].any()
     assert np.isfinite(nothing[3])
 
@@ -226,9 +227,9 @@ def test_columns_that_no_component_reaches_cost_but_never_break(layout, rng):
 def test_rows_end_within_the_gap_they_promise(penalty, rng):
     V, Ht = sparse_counts(rng, 200, 40), rng.random((40, 6))
     weights = (penalty.l1, penalty.l2)
-    best = kernels.kl_rows(V, Ht, weights, (2, 200, 1e-13))
+    best = kullback.kl_rows(V, Ht, weights, (2, 200, 1e-13))
     for tol in (1e-2, 1e-4, 1e-7):
-        found = kernels.kl_rows(V, Ht, weights, (2, 60, tol))
+        found = kullback.kl_rows(V, Ht, weights, (2, 60, tol))
         excess = found[3] + penalty.value(found[0]) - best[3] - penalty.value(best[0])
         assert -1e-9 * best[3] <= excess <= tol * V.sum()
 

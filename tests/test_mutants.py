@@ -151,8 +151,8 @@ MUTANTS = [
         "test_few_passes.py::test_drawn_rows_depend_on_norms_and_numbers_not_on_slabs",
     ),
     Mutant(
-        "counts of EM without the factor they met", "numerics/solvers/newton.py",
-        "Columns(Ht * neg, mass", "Columns(neg, mass",
+        "counts of EM without the factor they met", "numerics/terms.py",
+        "Columns(H * neg, mass", "Columns(neg, mass",
         "test_kl.py::test_waves_that_met_different_factors_add_up",
     ),
     Mutant(
@@ -175,6 +175,22 @@ MUTANTS = [
         "the last entries of a column bring no curvature", "numerics/kernels/kl_share.py",
         "total[p] += s * w[p]\n            e += 1", "total[p] += 0.0 * w[p]\n            e += 1",
         "test_kl.py::test_shares_of_a_slab_that_is_listed_in_many_parts_add_up",
+    ),
+    Mutant(
+        "lists of slabs are put together as if of the same rows", "numerics/kernels/columns.py",
+        "= rows[e] + first, ratios[e]", "= rows[e], ratios[e]",
+        "test_listed.py::test_lists_add_up_to_the_sums_of_all_rows",
+    ),
+    Mutant(
+        "ratios are listed in the order of the rows", "numerics/kernels/kl_share.py",
+        "ratios[place] = slope[e]", "ratios[e] = slope[e]",
+        "test_listed.py::test_what_is_formed_from_a_list_is_what_a_slab_adds_up",
+    ),
+    Mutant(
+        "lists are never formed while they are added up", "numerics/terms.py",
+        "if len(lists) < len(parts) or not Listed.pays(columns, entries, height, k):",
+        "if len(lists) < len(parts):",
+        "test_listed.py::test_lists_that_are_longer_than_the_sums_are_formed",
     ),
     Mutant(
         "outer products of the rows before", "numerics/kernels/kl_share.py",

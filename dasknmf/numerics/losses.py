@@ -20,11 +20,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from dasknmf.numerics import kernels, weighted
+from dasknmf.numerics import kernels, kullback, weighted
 from dasknmf.numerics.errors import DataError, ParameterError
 from dasknmf.numerics.kernels import Array, Float64, Slab
 from dasknmf.numerics.observed import Observed
-from dasknmf.numerics.terms import Columns, Each, Exponent, Normal, Split, Terms
+from dasknmf.numerics.terms import Columns, Each, Exponent, Listed, Normal, Split, Terms
 
 NAMES = {"frobenius": 2.0, "kullback-leibler": 1.0, "itakura-saito": 0.0}
 
@@ -166,7 +166,7 @@ class BetaDivergence(Loss):
 
     def value(self, terms: Terms, moving: Array, squared_norm: float) -> float:
         """The divergence of the factors for which the terms were formed."""
-        assert isinstance(terms, Split | Columns)
+        assert isinstance(terms, Split | Columns | Listed)
         return terms.value
 
     def relative(self, value: float, squared_norm: float) -> float:
@@ -179,7 +179,7 @@ class BetaDivergence(Loss):
             return None
         if isinstance(V, Observed):
             return weighted.kl_rows(V, fixed, penalty, EXACT_ROWS)[0]
-        return kernels.kl_rows(V, fixed, penalty, EXACT_ROWS)[0]
+        return kullback.kl_rows(V, fixed, penalty, EXACT_ROWS)[0]
 
     def check_zeros(self, zeros: int) -> None:
         """Itakura-Saito and every beta <= 0 divide by the entries."""

@@ -23,7 +23,7 @@ import numpy as np
 
 from dasknmf.numerics.kernels import Array, Float64
 from dasknmf.numerics.losses import BetaDivergence, Loss
-from dasknmf.numerics.terms import Columns, Each, Exponent, Normal, Split, Terms, add
+from dasknmf.numerics.terms import Columns, Each, Exponent, Listed, Normal, Split, Terms, add
 
 
 class Majorant(NamedTuple):
@@ -70,6 +70,8 @@ def majorant(loss: Loss, terms: Terms, H: Array) -> Normal | Each | Columns | Ma
     """What a batch leaves, from its terms of the H half at ``H``, shape (columns, k)."""
     if isinstance(terms, Normal | Each):
         return terms
+    if isinstance(terms, Listed):
+        terms = terms.formed()
     if isinstance(terms, Split) and loss.degree == 1.0:
         terms = Columns(_wide(H) * terms.neg, terms.pos, None, None, terms.value)
     if isinstance(terms, Columns):

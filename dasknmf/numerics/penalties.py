@@ -11,7 +11,7 @@ import numpy as np
 
 from dasknmf.numerics.errors import ParameterError
 from dasknmf.numerics.kernels import Array
-from dasknmf.numerics.terms import Columns, Each, Normal, Split, Terms
+from dasknmf.numerics.terms import Columns, Each, Listed, Normal, Split, Terms
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Penalty:
 
     def apply(self, terms: Terms, F: Array) -> Terms:
         """Add the penalty's gradient to the terms."""
+        if isinstance(terms, Listed):
+            terms = terms.formed()
         if not self.active:
             return terms
         if isinstance(terms, Normal):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from dasknmf.numerics.kernels import Array, Float64, gram, loops, own
+from dasknmf.numerics.kullback import Kept
 
 T = TypeVar("T")
 
@@ -83,6 +84,14 @@ class Columns(NamedTuple):
     value: float
     ridge: float = 0.0
 
+    @staticmethod
+    def of(
+        H: Array, neg: Float64, mass: Float64, curvature: Float64 | None, value: float
+    ) -> Columns:
+        """From Σ v w / y of every column, at the factor H that slabs have met."""
+        pull = None if curvature is None else 2.0 * neg - mass  # C_j h_j is neg_j: y is linear in h
+        return Columns(H * neg, mass, pull, curvature, value)
+
     def part(self, some: slice) -> Columns:
         """Terms of some of the columns; ``value`` stays that of all."""
         return self._replace(
@@ -93,16 +102,79 @@ class Columns(NamedTuple):
         )
 
     @staticmethod
-    def merge(parts: Sequence[Columns]) -> Columns:
+    def merge(parts: Sequence[Columns | Listed]) -> Columns:
         """Add up; models of some of the slabs alone would be wrong, so then there are none."""
-        curved = all(p.curvature is not None for p in parts)
+        formed = [p.formed() if isinstance(p, Listed) else p for p in parts]
+        curved = all(p.curvature is not None for p in formed)
         return Columns(
-            counts=add([p.counts for p in parts]),
-            mass=add([p.mass for p in parts]),
-            pull=add([p.pull for p in parts]) if curved else None,
-            curvature=add([p.curvature for p in parts]) if curved else None,
-            value=add([p.value for p in parts]),
-            ridge=parts[0].ridge,
+            counts=add([p.counts for p in formed]),
+            mass=add([p.mass for p in formed]),
+            pull=add([p.pull for p in formed]) if curved else None,
+            curvature=add([p.curvature for p in formed]) if curved else None,
+            value=add([p.value for p in formed]),
+            ridge=formed[0].ridge,
+        )
+
+
+class Listed(NamedTuple):
+    """:class:`Columns` that are still to be formed, of slabs that met the same ``short`` factor.
+
+    Where slabs have few entries for their columns, lists of those are less to write, to add up and
+    to move than k(k+1)/2 + 2k numbers a column: ``kept``, in the order of the columns, and the
+    ``rows`` W that they are in. ``mass`` and ``value`` as there.
+    """
+
+    short: Array
+    kept: Kept
+    rows: Float64
+    mass: Float64
+    value: float
+
+    @staticmethod
+    def pays(columns: int, entries: int, height: int, k: int, slabs: int = 2) -> bool:
+        """Whether so many entries in so many rows take fewer bytes as a list, by half."""
+        return slabs * (20 * entries + 8 * height * k) <= 8 * columns * (k * (k + 1) // 2 + 2 * k)
+
+    def formed(self, share: Callable[[Callable[[slice], None], int], Any] | None = None) -> Columns:
+        """The sums. ``share(work, n)`` may share n columns among threads, a slice each."""
+        columns, k = self.short.shape
+        neg, curvature = np.empty((columns, k)), np.empty((columns, k * (k + 1) // 2))
+        starts, *entries = (own(array) for array in self.kept)
+        rows = own(self.rows)
+
+        def form(some: slice) -> None:
+            first, last, _ = some.indices(columns)
+            of = own(starts[first : last + 1])
+            loops("columns").form(of, *entries, rows, neg[some], curvature[some])
+
+        if share is None:
+            form(slice(columns))
+        else:
+            share(form, columns)
+        return Columns.of(self.short, neg, self.mass, curvature, self.value)
+
+    @staticmethod
+    def merge(parts: Sequence[Columns | Listed]) -> Columns | Listed:
+        """One list, as long as that is less than the sums."""
+        lists = [p for p in parts if isinstance(p, Listed)]
+        columns, k = lists[0].short.shape
+        entries = sum(p.kept.rows.size for p in lists)
+        height = sum(p.rows.shape[0] for p in lists)
+        if len(lists) < len(parts) or not Listed.pays(columns, entries, height, k):
+            return Columns.merge(parts)
+        starts = add([p.kept.starts for p in lists])
+        kept = Kept(starts, *Kept.room(0, entries)[1:])
+        place, first = starts[:-1].copy(), 0
+        for p in lists:
+            parts_of = [own(array) for array in p.kept]
+            loops("columns").put_behind(*parts_of, first, place, tuple(kept[1:]))
+            first += p.rows.shape[0]
+        return Listed(
+            lists[0].short,
+            kept,
+            np.concatenate([p.rows for p in lists]),
+            add([p.mass for p in lists]),
+            add([p.value for p in lists]),
         )
 
 
@@ -110,7 +182,7 @@ class Exponent(float):
     """A power that belongs to the loss, not to a slab: merging keeps it instead of adding it."""
 
 
-Terms = Normal | Each | Split | Columns
+Terms = Normal | Each | Split | Columns | Listed
 
 
 def add(parts: Sequence[T]) -> T:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dasknmf.numerics import kernels
+from dasknmf.numerics import kernels, kullback
 from dasknmf.numerics.kernels import Array, Float64, Slab, gram, loops, own
 from dasknmf.numerics.observed import Lists, Observed
 from dasknmf.numerics.terms import Each
@@ -147,7 +147,7 @@ def kl_rows(
 ) -> tuple[Float64, Float64, Float64, Float64, float]:
     """Kullback-Leibler's rows; (rows, neg, curvature, mass of every column, value) as there.
 
-    See :func:`dasknmf.numerics.kernels.kl_rows`.
+    See :func:`dasknmf.numerics.kullback.kl_rows`.
     """
     columns, k = fixed.shape
     F = _wide(fixed)
@@ -165,7 +165,7 @@ def kl_rows(
         scaled = own(tile.value * tile.weight)
         value += loops("kl").csr_rows(
             own(tile.marks[:, 0].astype(np.int32)), tile.columns, scaled, F, own(weight),
-            float(penalty[1]), rule, solved, neg, curvature,
+            float(penalty[1]), rule, solved, neg, curvature, tuple(kullback.Kept.room(0, 0)),
         )  # fmt: skip
         value += float(np.sum(own_sums * solved)) - float(np.dot(scaled, np.log(tile.weight)))
         loops("each").masses(tile.marks, lists, own(solved), mass)

@@ -15,7 +15,7 @@ from dasknmf.numerics.losses import Frobenius
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
 from dasknmf.numerics.stopping import Mask, alive, led, revive
-from dasknmf.numerics.terms import Columns, Each, Normal, Terms, add, add_arrays, add_by
+from dasknmf.numerics.terms import Columns, Each, Listed, Normal, Terms, add, add_arrays, add_by
 from dasknmf.parallel.blas import ensure_one_thread
 
 BLOCK = 1024  # rows that are worth a thread
@@ -48,6 +48,13 @@ def half_step_of_sum(solver: Solver, F: Array, found: Sequence[Terms], penalty: 
         return solver.half_step(F[some], terms, penalty, shared)
 
     return np.concatenate(_in_parts(part, F.shape[0], BLOCK))
+
+
+def formed(terms: Terms) -> Terms:
+    """What slabs only listed is formed by threads, each for its columns."""
+    if not isinstance(terms, Listed):
+        return terms
+    return terms.formed(lambda work, columns: _in_parts(work, columns, BLOCK))
 
 
 def _in_parts(work: Callable[[slice], T], rows: int, height: int) -> list[T]:

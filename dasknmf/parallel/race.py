@@ -132,12 +132,13 @@ def count_candidates(sample: Slab, rows_of_all: int, k: int) -> int:
 
 
 def run_race(
-    sample: Slab, k: int, seed: int, numbers: Sequence[int], survivors: int
+    sample: Slab, k: int, seed: int, numbers: Sequence[int], survivors: int, *, polish: bool = True
 ) -> list[Candidate]:
     """Let the starts called ``numbers`` race; give the best ``survivors``, best first.
 
     Number 0 is no random start: it comes from the singular vectors of the sample, and joins the
-    others in the second round.
+    others in the second round. ``polish``: whether those that are left run once more. For a fit
+    by another loss that brings nothing: its first pass moves further than all of these steps.
     """
     rows, columns = sample.shape
     dtype = sample.dtype
@@ -152,8 +153,8 @@ def run_race(
             seeded = [pool.submit(_svd_candidate, sample, k, seed)]  # while the others run
         racing = _first_round(pool, racing, few)
         racing = [found.result() for found in seeded] + racing[: max(SECOND, survivors)]
-        racing = _round(pool, racing, sample, ROUND, EARLY)
-        return _round(pool, racing[:survivors], sample, LAST, LATE)
+        racing = _round(pool, racing, sample, ROUND, EARLY)[:survivors]
+        return _round(pool, racing, sample, LAST, LATE) if polish else racing
 
 
 def _first_round(pool: ThreadPoolExecutor, racing: list[Candidate], few: Slab) -> list[Candidate]:

@@ -317,48 +317,6 @@ def _dense_beta(
     return neg, pos, float(value)
 
 
-def kl_rows(
-    V: Slab,
-    fixed: Array,
-    penalty: tuple[float, float],
-    rule: tuple[int, int, float],
-    share: str = "none",
-) -> tuple[Float64, Float64, Float64, float]:
-    """Solve the rows of a slab for Kullback-Leibler; give (rows, neg, curvature, value).
-
-    ``penalty``: (l1, l2) of the rows. ``rule``: EM steps, Newton steps, tolerance. ``share`` says
-    what is collected for the H half at the new rows: "none", "gradient" or "curvature"; what is
-    not asked for comes back empty. See :mod:`dasknmf.numerics.kernels.kl`.
-    """
-    columns, k = fixed.shape
-    sums: Float64 = np.sum(fixed, axis=0, dtype=np.float64)
-    rows = np.zeros((V.shape[0], k))
-    neg = np.zeros((0 if share == "none" else columns, k))
-    curvature = np.zeros((columns if share == "curvature" else 0, k * (k + 1) // 2))
-    weight = own((sums + penalty[0])[None])
-    wide = own(fixed.astype(np.float64, copy=False))  # one compiled variant for any factor
-    rest = (wide, weight, float(penalty[1]), rule, rows, neg, curvature)
-    if is_sparse(V):
-        slab = V.tocsr() if _is_transposed(V) else V
-        value = loops("kl").csr_rows(*csr_parts(slab), *rest)
-    else:
-        value = loops("kl").dense_rows(own(V), *rest)
-    mass = float(np.dot(np.sum(rows, axis=0), sums))
-    return rows, neg, curvature, float(value) + mass
-
-
-def newton_columns(
-    old: Array, counts: Array, pull: Array, curvature: Array, ridge: float, box: float, sweeps: int
-) -> Float64:
-    """Minimise the quadratic model of every column within a box around its old value."""
-    out = np.empty(old.shape)
-    wide = own(old.astype(np.float64, copy=False))
-    loops("columns").newton_columns(
-        wide, own(counts), own(pull), own(curvature), ridge, box, sweeps, out
-    )  # fmt: skip
-    return out
-
-
 def inspect_values(values: Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Float64]:
     """Count bad values and sum the good ones in one walk (see the compiled function)."""
     counts = np.zeros(4, np.int64)

@@ -1,6 +1,8 @@
 """Compiled H half of Kullback-Leibler: every column on its own quadratic model.
 
 min over h within a box of  1/2 h C_j h - b_j h       C_j: k × k, from one reduction over rows
+
+What slabs only listed (kl_share.py) is put together and formed here, a column after the other.
 """
 
 import numpy as np
@@ -52,3 +54,56 @@ def newton_columns(old, counts, pull, curvature, ridge, box, sweeps, out):
             began = moved if sweep == 0 else began
             if moved <= 1e-3 * began:
                 break
+
+
+@entry()
+def put_behind(starts, rows, ratios, bends, first, place, into):
+    """Copy a list's entries behind those that ``into`` has of each column already.
+
+    ``starts``: of the list's columns; ``first``: the row of ``into`` that its row 0 is; ``place``:
+    where each column goes on, moved along.
+    """
+    all_rows, all_ratios, all_bends = into
+    for j in range(starts.size - 1):
+        at = place[j]
+        for e in range(starts[j], starts[j + 1]):
+            all_rows[at], all_ratios[at], all_bends[at] = rows[e] + first, ratios[e], bends[e]
+            at += 1
+        place[j] = at
+
+
+@entry(REGROUP)
+def form(starts, rows, ratios, bends, W, neg, curvature):
+    """Form Σ ratio w and Σ bend w wᵀ of every column, the latter's lower triangle packed."""
+    k = W.shape[1]
+    C = np.empty((k, k))
+    for j in range(starts.size - 1):
+        C[:] = 0.0
+        n = neg[j]
+        n[:] = 0.0
+        e, end = starts[j], starts[j + 1]
+        while e + 4 <= end:
+            w, x, y, z = W[rows[e]], W[rows[e + 1]], W[rows[e + 2]], W[rows[e + 3]]
+            p, q, r, s = ratios[e], ratios[e + 1], ratios[e + 2], ratios[e + 3]
+            for a in range(k):
+                n[a] += p * w[a] + q * x[a] + r * y[a] + s * z[a]
+            p, q, r, s = bends[e], bends[e + 1], bends[e + 2], bends[e + 3]
+            for a in range(k):
+                pa, qa, ra, sa = p * w[a], q * x[a], r * y[a], s * z[a]
+                c = C[a]
+                for b in range(a + 1):
+                    c[b] += pa * w[b] + qa * x[b] + ra * y[b] + sa * z[b]
+            e += 4
+        while e < end:
+            w, p, q = W[rows[e]], ratios[e], bends[e]
+            for a in range(k):
+                n[a] += p * w[a]
+                pa, c = q * w[a], C[a]
+                for b in range(a + 1):
+                    c[b] += pa * w[b]
+            e += 1
+        first = 0
+        for a in range(k):
+            for b in range(a + 1):
+                curvature[j, first + b] = C[a, b]
+            first += a + 1

@@ -16,7 +16,7 @@ with variable selection for NMF, KDD 2011 (coordinate Newton for Kullback-Leible
 import numpy as np
 
 from dasknmf.numerics.kernels.compiling import REGROUP, entry, helper
-from dasknmf.numerics.kernels.kl_share import add_listed, make_list, note
+from dasknmf.numerics.kernels.kl_share import add_listed, make_list, note, sort_listed
 
 MODEL_SWEEPS = 100  # coordinate sweeps on the k × k model of a row: k² each, next to k² per entry
 HALVINGS = 40
@@ -271,23 +271,34 @@ def _row(
     return value + found, noted
 
 
+@helper()
+def _settle(lists, noted, rows, curvature, kept):
+    """What is still listed goes where it belongs."""
+    if kept[0].size:
+        sort_listed(lists[0], noted, lists[1], lists[2])
+    else:
+        add_listed(lists, noted, rows, curvature)
+
+
 @entry()
-def csr_rows(indptr, indices, data, Ht, weight, l2, rule, out, neg, curvature):
+def csr_rows(indptr, indices, data, Ht, weight, l2, rule, out, neg, curvature, kept):
     """Solve the rows of a CSR slab into ``out``, add their terms; give Σ v log(v/y) - v.
 
-    weight = S + l1, one row of it for all rows or one for each; ``neg`` (columns × k) and
-    ``curvature`` (columns × k(k+1)/2, lower triangle) may be empty. Every row starts from equal
-    shares: its result depends on nothing but the row.
+    weight = S + l1, one row of it for all rows or one for each; ``neg`` (columns × k),
+    ``curvature`` (columns × k(k+1)/2, lower triangle) and ``kept`` (kl_share.make_list) may be
+    empty. Every row starts from equal shares: its result depends on nothing but the row.
     """
     width = 1
     for i in range(indptr.size - 1):
         width = max(width, indptr[i + 1] - indptr[i])
     values, index = np.empty(width), np.empty(width, np.int64)
     work = _workspace(width, weight.shape[1])
-    lists = make_list(curvature, width, data.size)
+    lists = make_list(curvature, kept, width, data.size)
     value, first, noted = 0.0, 0, 0
     for i in range(indptr.size - 1):
-        if noted + width > lists[0][0].size or i - first == lists[3].shape[0]:
+        if not kept[0].size and (
+            noted + width > lists[0][0].size or i - first == lists[3].shape[0]
+        ):
             add_listed(lists, noted, out[first:i], curvature)
             first, noted = i, 0
         price = weight[min(i, weight.shape[0] - 1)]
@@ -304,22 +315,24 @@ def csr_rows(indptr, indices, data, Ht, weight, l2, rule, out, neg, curvature):
                 neg, lists[0], noted,
             )  # fmt: skip
             value += found
-    add_listed(lists, noted, out[first:], curvature)
+    _settle(lists, noted, out[first:], curvature, kept)
     return value
 
 
 @entry()
-def dense_rows(V, Ht, weight, l2, rule, out, neg, curvature):
+def dense_rows(V, Ht, weight, l2, rule, out, neg, curvature, kept):
     """Solve the rows of a dense slab; whole rows share one block B."""
     width = max(V.shape[1], 1)
     values, index = np.empty(width), np.empty(width, np.int64)
     work = _workspace(width, weight.shape[1])
-    lists = make_list(curvature, width, V.size)
+    lists = make_list(curvature, kept, width, V.size)
     value, first, noted, keep, reached = 0.0, 0, 0, False, True
     for j in range(Ht.shape[0]):  # columns without a component would change places in B
         reached = reached and Ht[j].max() > 0.0
     for i in range(V.shape[0]):
-        if noted + width > lists[0][0].size or i - first == lists[3].shape[0]:
+        if not kept[0].size and (
+            noted + width > lists[0][0].size or i - first == lists[3].shape[0]
+        ):
             add_listed(lists, noted, out[first:i], curvature)
             first, noted = i, 0
         count, mass = 0, 0.0
@@ -338,5 +351,5 @@ def dense_rows(V, Ht, weight, l2, rule, out, neg, curvature):
         )  # fmt: skip
         value += found
         keep = whole and reached
-    add_listed(lists, noted, out[first:], curvature)
+    _settle(lists, noted, out[first:], curvature, kept)
     return value

@@ -4,6 +4,9 @@ A column's curvature has k(k+1)/2 numbers. Row by row, every entry would fetch t
 from memory and put them back. So entries are listed while rows are solved; now and then they are
 sorted by column, and a column's numbers stay near while it gets the outer products w wᵀ of its
 rows, which are formed once a row.
+
+A slab of few entries for its columns keeps the whole list instead (``kept``): the sums are formed
+from those of many slabs at once (kl_columns.py).
 """
 
 import numpy as np
@@ -15,25 +18,33 @@ OUTER_BYTES = 1 << 22  # of the outer products that those may need: they stay in
 
 
 @helper()
-def make_list(curvature, width, stored):
-    """Arrays for listed entries (column, row, bend) as they come and in order, and column starts.
+def make_list(curvature, kept, width, stored):
+    """Arrays for listed entries (column, row, ratio, bend) as they come and in order, and starts.
 
     ``width``: the most that a row adds, ``stored``: all there are. They take about as many bytes as
-    the curvature, at most; none without it.
+    the curvature, at most; none without it. ``kept`` (starts, rows, ratios, bends): where all
+    entries end up in order, if it is not empty.
     """
     columns, packed = curvature.shape
+    starts, rows, ratios, bends = kept
     most = max(width, min(EACH * columns, stored, curvature.size // 4)) if columns else 0
     height = max(OUTER_BYTES // (8 * max(packed, 1)), 16) if columns else 0
-    listed = (np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most))
-    ordered = (np.empty(most, np.int64), np.empty(most))
-    return listed, ordered, np.empty(columns + 1, np.int64), np.empty((height, packed))
+    if starts.size:
+        most = rows.size
+    else:
+        starts = np.empty(columns + 1, np.int64)
+        rows, bends = np.empty(most, np.int32), np.empty(most)
+    listed = (
+        np.empty(most, np.int32), np.empty(most, np.int32), np.empty(ratios.size), np.empty(most)
+    )  # fmt: skip
+    return listed, (rows, ratios, bends), starts, np.empty((height, packed))
 
 
 @helper(REGROUP)
 def note(w, entries, mass, row, neg, listed, noted):
     """Add a row's numerators, and list its entries; give Σ v log(v/y), and the list's length."""
     v, y, index = entries
-    column, of_row, bend = listed
+    column, of_row, slope, bend = listed
     value = 0.0
     for p in range(v.size):
         ratio = v[p] / y[p]  # v and y are both in units of the row's mass
@@ -44,15 +55,17 @@ def note(w, entries, mass, row, neg, listed, noted):
                 neg[j, a] += ratio * w[a]
         if column.size:
             column[noted], of_row[noted], bend[noted] = j, row, ratio / (y[p] * mass)
+            if slope.size:
+                slope[noted] = ratio
             noted += 1
     return value * mass, noted
 
 
 @helper()
-def _sort(listed, noted, ordered, starts):
+def sort_listed(listed, noted, ordered, starts):
     """Put listed entries in the order of their columns, those of a column as they came."""
-    column, of_row, bend = listed
-    rows, bends = ordered
+    column, of_row, slope, bend = listed
+    rows, ratios, bends = ordered
     starts[:] = 0
     for e in range(noted):
         starts[column[e] + 1] += 1
@@ -61,6 +74,8 @@ def _sort(listed, noted, ordered, starts):
     for e in range(noted):
         place = starts[column[e]]
         rows[place], bends[place] = of_row[e], bend[e]
+        if ratios.size:
+            ratios[place] = slope[e]
         starts[column[e]] = place + 1
     for j in range(starts.size - 1, 0, -1):
         starts[j] = starts[j - 1]
@@ -83,10 +98,10 @@ def add_listed(work, noted, W, curvature):
     listed, ordered, starts, products = work
     if noted == 0:
         return
-    _sort(listed, noted, ordered, starts)
+    sort_listed(listed, noted, ordered, starts)
     for i in range(W.shape[0]):
         form_outer(W[i], products[i])
-    rows, bends = ordered
+    rows, _, bends = ordered
     for j in range(starts.size - 1):
         total = curvature[j]
         e, end = starts[j], starts[j + 1]

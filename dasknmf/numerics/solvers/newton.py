@@ -21,14 +21,14 @@ from typing import Any, ClassVar, final
 
 import numpy as np
 
-from dasknmf.numerics import kernels, weighted
+from dasknmf.numerics import kullback, weighted
 from dasknmf.numerics.errors import ParameterError
 from dasknmf.numerics.kernels import Array, Slab
 from dasknmf.numerics.losses import BetaDivergence, Loss
 from dasknmf.numerics.observed import Observed
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers.base import Gains, Prices, Rows, Solver
-from dasknmf.numerics.terms import Columns, Split, Terms
+from dasknmf.numerics.terms import Columns, Listed, Split, Terms
 
 SOFT_READS = 3.0  # of a fit that begins from nothing
 EM_READS = 1.0  # of those, without curvature, which rows so soft would not give right
@@ -109,11 +109,14 @@ class Newton(Solver):
         share = "curvature" if curved else "gradient"
         if isinstance(V, Observed):
             rows, neg, curvature, mass, value = weighted.kl_rows(V, Ht, prices, rule, share)
+        elif curved and Listed.pays(columns, kullback.stored(V), V.shape[0], k, 12):
+            rows, kept, value = kullback.kl_lists(V, Ht, prices, rule)
+            listed = Listed(Ht, kept, rows, np.sum(rows, axis=0), value)
+            return rows.astype(Ht.dtype, copy=False), listed
         else:
-            rows, neg, curvature, value = kernels.kl_rows(V, Ht, prices, rule, share)
+            rows, neg, curvature, value = kullback.kl_rows(V, Ht, prices, rule, share)
             mass = np.sum(rows, axis=0)
-        pull = 2.0 * neg - mass if curved else None  # C_j h_j is neg_j: y is linear in h
-        terms = Columns(Ht * neg, mass, pull, curvature if curved else None, value)
+        terms = Columns.of(Ht, neg, mass, curvature if curved else None, value)
         return rows.astype(Ht.dtype, copy=False), terms
 
     def update(self, F: Array, terms: Terms) -> Array:
@@ -123,7 +126,7 @@ class Newton(Solver):
             return (F * ratio).astype(F.dtype, copy=False)
         assert isinstance(terms, Columns)
         if self.curved and terms.pull is not None and terms.curvature is not None:
-            moved = kernels.newton_columns(
+            moved = kullback.newton_columns(
                 F, terms.counts, terms.pull, terms.curvature, terms.ridge, self.box, self.sweeps
             )
         else:
