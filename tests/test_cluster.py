@@ -5,6 +5,7 @@ import os
 import signal
 import time
 import warnings
+from contextlib import contextmanager
 
 import dask
 import dask.array as da
@@ -16,6 +17,7 @@ from conftest import planted, sparse_counts
 from distributed import Client, LocalCluster
 
 from dasknmf import NMF, ClusterError
+from dasknmf.numerics.terms import Listed
 from dasknmf.parallel import make_executor
 from dasknmf.parallel.slabs import cut
 
@@ -61,6 +63,10 @@ def store(tmp_path_factory):
 
 def sources(store, kind):
     path, counts = store
+    if kind == "words":  # so few that Kullback-Leibler's sums are lists
+        few = da.from_array(sparse_counts(np.random.default_rng(6), 1200, 1000, 0.003).toarray())
+        few = few.rechunk((75, -1))
+        return few.map_blocks(sp.csr_array, meta=sp.csr_array((0, 0)))
     if kind == "zarr":
         return da.from_zarr(path)
     if kind == "numpy":
@@ -82,6 +88,15 @@ MOST_DIFFERENT = [
 ]
 
 
+@contextmanager
+def seen_lists():
+    """What lists were added up to meanwhile, in this process."""
+    seen, merge = [], Listed.merge
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Listed, "merge", staticmethod(lambda parts: seen.append(1) or merge(parts)))
+        yield seen
+
+
 def assert_same_bits(store, client, expected):
     for (kind, *solver), factors in expected.items():
         found = run(sources(store, kind), *solver, passes=3, client=client)
@@ -97,6 +112,10 @@ def test_same_bits_on_threads_and_any_workers(store):
             for solver in SOLVERS
             if solver[0] == "als" or kind == ("csr" if solver[0] == "mu" else "zarr")
         }
+        with seen_lists() as lists:
+            few = sources(store, "words")
+            expected["words", "newton", 1.0] = run(few, "newton", 1.0, passes=3)[:2]
+        assert lists
     assert_same_bits(store, None, expected)
     with LocalCluster(
         n_workers=4, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
