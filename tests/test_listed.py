@@ -88,7 +88,12 @@ def test_lists_that_are_longer_than_the_sums_are_formed(rng):
     V, Ht = sparse_counts(rng, 600, 300, 0.2), rng.random((300, 6))
     few = [one(V[a : a + 3], Ht) for a in range(0, 600, 3)]
     assert all(type(terms) is Listed for terms in few)
-    merged = add(few)
+    formed = []
+    with pytest.MonkeyPatch.context() as patch:
+        once = Listed.formed
+        patch.setattr(Listed, "formed", lambda terms: formed.append(terms) or once(terms))
+        merged = add(few)
+    assert len(formed) == 1  # all of them at once: each alone took 36 ms of a merge
     assert type(merged) is Columns
     assert_same(merged, add([terms.formed() for terms in few]))
     many = one(V, Ht)
@@ -101,14 +106,14 @@ def test_lists_that_are_longer_than_the_sums_are_formed(rng):
 
 
 def test_a_list_pays_by_bytes(rng):
-    """What is written, added up and moved: the list is a tenth of the sums, or there is none."""
+    """What is written, added up and moved: four are less than the sums, or there is none."""
     for density, k in ((0.004, 5), (0.015, 5), (0.015, 30), (0.5, 5)):
         V, Ht = sparse_counts(rng, 40, 2000, density), rng.random((2000, k))
         terms, (_, sums) = one(V, Ht), summed(V, Ht)
         size = len(pickle.dumps(terms._replace(**{terms._fields[0]: None})))
         whole = len(pickle.dumps(sums))
         assert (type(terms) is Listed) == (density < 0.5)
-        assert size < 0.2 * whole if type(terms) is Listed else size <= whole
+        assert size < 0.3 * whole if type(terms) is Listed else size <= whole
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -104,7 +104,10 @@ class Columns(NamedTuple):
     @staticmethod
     def merge(parts: Sequence[Columns | Listed]) -> Columns:
         """Add up; models of some of the slabs alone would be wrong, so then there are none."""
-        formed = [p.formed() if isinstance(p, Listed) else p for p in parts]
+        formed = [p for p in parts if not isinstance(p, Listed)]
+        lists = [p for p in parts if isinstance(p, Listed)]
+        if lists:
+            formed.append(Listed.together(lists).formed())
         curved = all(p.curvature is not None for p in formed)
         return Columns(
             counts=add([p.counts for p in formed]),
@@ -131,8 +134,8 @@ class Listed(NamedTuple):
     value: float
 
     @staticmethod
-    def pays(columns: int, entries: int, height: int, k: int, slabs: int = 2) -> bool:
-        """Whether so many entries in so many rows take fewer bytes as a list, by half."""
+    def pays(columns: int, entries: int, height: int, k: int, slabs: int = 1) -> bool:
+        """Whether so many entries in so many rows, of each slab, take fewer bytes as a list."""
         return slabs * (20 * entries + 8 * height * k) <= 8 * columns * (k * (k + 1) // 2 + 2 * k)
 
     def formed(self, share: Callable[[Callable[[slice], None], int], Any] | None = None) -> Columns:
@@ -154,20 +157,16 @@ class Listed(NamedTuple):
         return Columns.of(self.short, neg, self.mass, curvature, self.value)
 
     @staticmethod
-    def merge(parts: Sequence[Columns | Listed]) -> Columns | Listed:
-        """One list, as long as that is less than the sums."""
-        lists = [p for p in parts if isinstance(p, Listed)]
-        columns, k = lists[0].short.shape
-        entries = sum(p.kept.rows.size for p in lists)
-        height = sum(p.rows.shape[0] for p in lists)
-        if len(lists) < len(parts) or not Listed.pays(columns, entries, height, k):
-            return Columns.merge(parts)
+    def together(lists: Sequence[Listed]) -> Listed:
+        """One list of all."""
+        if len(lists) == 1:
+            return lists[0]
         starts = add([p.kept.starts for p in lists])
-        kept = Kept(starts, *Kept.room(0, entries)[1:])
+        kept = Kept(starts, *Kept.room(0, int(starts[-1]))[1:])
         place, first = starts[:-1].copy(), 0
         for p in lists:
-            parts_of = [own(array) for array in p.kept]
-            loops("columns").put_behind(*parts_of, first, place, tuple(kept[1:]))
+            entries = [own(array) for array in p.kept]
+            loops("columns").put_behind(*entries, first, place, tuple(kept[1:]))
             first += p.rows.shape[0]
         return Listed(
             lists[0].short,
@@ -176,6 +175,17 @@ class Listed(NamedTuple):
             add([p.mass for p in lists]),
             add([p.value for p in lists]),
         )
+
+    @staticmethod
+    def merge(parts: Sequence[Columns | Listed]) -> Columns | Listed:
+        """One list, as long as that is less than the sums."""
+        lists = [p for p in parts if isinstance(p, Listed)]
+        columns, k = lists[0].short.shape
+        entries = sum(p.kept.rows.size for p in lists)
+        height = sum(p.rows.shape[0] for p in lists)
+        if len(lists) < len(parts) or not Listed.pays(columns, entries, height, k):
+            return Columns.merge(parts)
+        return Listed.together(lists)
 
 
 class Exponent(float):

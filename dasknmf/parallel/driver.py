@@ -37,6 +37,7 @@ def half_step_of_sum(solver: Solver, F: Array, found: Sequence[Terms], penalty: 
 
     A column's k × k curvature is read once then, and the sum of all columns' is nowhere held.
     """
+    found = [formed(terms) for terms in found]
     known = [terms for terms in found if isinstance(terms, Normal | Each | Columns)]
     if len(known) < len(found) or F.shape[0] < 2 * BLOCK or CPU_COUNT == 1:
         return solver.half_step(F, add(found), penalty)

@@ -191,7 +191,8 @@ def _svd_start(sample: Slab, k: int, seed: int) -> Array:
     C. Boutsidis, E. Gallopoulos: SVD based initialization, Pattern Recognition 41(4), 2008.
     """
     steps = POWER + k // POWER_K if kernels.is_sparse(sample) else POWER
-    left, values, right = randomized_svd(sample, k, n_iter=steps, random_state=seed & 0xFFFFFFFF)
+    near_one = (sample * (1.0 / kernels.unit_of(_values(sample)))).astype(np.float32)
+    left, values, right = randomized_svd(near_one, k, n_iter=steps, random_state=seed & 0xFFFFFFFF)
     short = np.empty((sample.shape[1], k))
     for a in range(k):
         halves = []

@@ -31,6 +31,7 @@ from dasknmf.numerics.solvers.base import Gains, Prices, Rows, Solver
 from dasknmf.numerics.terms import Columns, Listed, Split, Terms
 
 SOFT_READS = 3.0  # of a fit that begins from nothing
+LISTS = 4  # of slabs like this one that together are less than the sums, or it brings sums at once
 EM_READS = 1.0  # of those, without curvature, which rows so soft would not give right
 
 
@@ -109,7 +110,7 @@ class Newton(Solver):
         share = "curvature" if curved else "gradient"
         if isinstance(V, Observed):
             rows, neg, curvature, mass, value = weighted.kl_rows(V, Ht, prices, rule, share)
-        elif curved and Listed.pays(columns, kullback.stored(V), V.shape[0], k, 12):
+        elif curved and Listed.pays(columns, kullback.stored(V), V.shape[0], k, LISTS):
             rows, kept, value = kullback.kl_lists(V, Ht, prices, rule)
             listed = Listed(Ht, kept, rows, np.sum(rows, axis=0), value)
             return rows.astype(Ht.dtype, copy=False), listed
