@@ -141,6 +141,15 @@ def test_same_bits_on_the_threads_of_one_worker_in_this_process(store):
         assert_same_bits(store, client, chosen)
 
 
+def test_chunks_of_a_wide_sparse_array_are_put_together_on_workers(client):
+    """Not by what workers exchange pieces of numpy arrays by."""
+    counts = sparse_counts(np.random.default_rng(7), 60, 240, 0.1)
+    chunks = da.from_array(counts.toarray(), chunks=(7, -1))
+    X = chunks.map_blocks(sp.csr_array, meta=sp.csr_array((0, 0)))
+    for found, theirs in zip(run(X, client=client)[:2], run(counts)[:2], strict=True):
+        np.testing.assert_allclose(found, theirs, rtol=1e-6, atol=1e-8)
+
+
 def test_the_active_client_is_used_and_none_is_kept(store, client):
     X = sources(store, "zarr")
     with make_executor(cut(X)) as executor:

@@ -183,7 +183,7 @@ MUTANTS = [
     ),
     Mutant(
         "ratios are listed in the order of the rows", "numerics/kernels/kl_share.py",
-        "ratios[place] = slope[e]", "ratios[e] = slope[e]",
+        "ratios[place] = ratio_of[e]", "ratios[e] = ratio_of[e]",
         "test_listed.py::test_what_is_formed_from_a_list_is_what_a_slab_adds_up",
     ),
     Mutant(

@@ -28,10 +28,9 @@ class Penalty:
 
     def apply(self, terms: Terms, F: Array) -> Terms:
         """Add the penalty's gradient to the terms."""
-        if isinstance(terms, Listed):
-            terms = terms.formed()
         if not self.active:
             return terms
+        assert not isinstance(terms, Listed)
         if isinstance(terms, Normal):
             ridge = self.l2 * np.eye(terms.gram.shape[0])
             return Normal(terms.cross - self.l1, terms.gram + ridge)

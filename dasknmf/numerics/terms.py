@@ -107,7 +107,7 @@ class Columns(NamedTuple):
         formed = [p for p in parts if not isinstance(p, Listed)]
         lists = [p for p in parts if isinstance(p, Listed)]
         if lists:
-            formed.append(Listed.together(lists).formed())
+            formed.append(Listed.formed_of(lists))
         curved = all(p.curvature is not None for p in formed)
         return Columns(
             counts=add([p.counts for p in formed]),
@@ -124,7 +124,8 @@ class Listed(NamedTuple):
 
     Where slabs have few entries for their columns, lists of those are less to write, to add up and
     to move than k(k+1)/2 + 2k numbers a column: ``kept``, in the order of the columns, and the
-    ``rows`` W that they are in. ``mass`` and ``value`` as there.
+    ``rows`` W that they are in. ``mass`` and ``value`` as there. Lists that are added up stay one,
+    or become sums where those are smaller: nothing here ever takes more bytes than the sums.
     """
 
     short: Array
@@ -135,32 +136,41 @@ class Listed(NamedTuple):
 
     @staticmethod
     def pays(columns: int, entries: int, height: int, k: int, slabs: int = 1) -> bool:
-        """Whether so many entries in so many rows, of each slab, take fewer bytes as a list."""
-        return slabs * (20 * entries + 8 * height * k) <= 8 * columns * (k * (k + 1) // 2 + 2 * k)
+        """Whether the list of so many slabs like this takes fewer bytes than the sums."""
+        sums = 8 * columns * (k * (k + 1) // 2 + 2 * k)
+        return slabs * (20 * entries + 8 * height * k) + 8 * columns * (k + 1) <= sums
 
     def formed(self, share: Callable[[Callable[[slice], None], int], Any] | None = None) -> Columns:
         """The sums. ``share(work, n)`` may share n columns among threads, a slice each."""
-        columns, k = self.short.shape
-        neg, curvature = np.empty((columns, k)), np.empty((columns, k * (k + 1) // 2))
-        starts, *entries = (own(array) for array in self.kept)
-        rows = own(self.rows)
+        return Listed.formed_of([self], share)
+
+    @staticmethod
+    def formed_of(
+        lists: Sequence[Listed],
+        share: Callable[[Callable[[slice], None], int], Any] | None = None,
+    ) -> Columns:
+        """The sums of all: list after list into one array, so that there is no third."""
+        short = lists[0].short
+        columns, k = short.shape
+        neg, curvature = np.zeros((columns, k)), np.zeros((columns, k * (k + 1) // 2))
 
         def form(some: slice) -> None:
             first, last, _ = some.indices(columns)
-            of = own(starts[first : last + 1])
-            loops("columns").form(of, *entries, rows, neg[some], curvature[some])
+            for part in lists:
+                starts, *entries = (own(array) for array in part.kept)
+                of = (own(starts[first : last + 1]), *entries, own(part.rows))
+                loops("columns").add_formed(*of, neg[some], curvature[some])
 
         if share is None:
             form(slice(columns))
         else:
             share(form, columns)
-        return Columns.of(self.short, neg, self.mass, curvature, self.value)
+        mass, value = add([p.mass for p in lists]), add([p.value for p in lists])
+        return Columns.of(short, neg, mass, curvature, value)
 
     @staticmethod
     def together(lists: Sequence[Listed]) -> Listed:
         """One list of all."""
-        if len(lists) == 1:
-            return lists[0]
         starts = add([p.kept.starts for p in lists])
         kept = Kept(starts, *Kept.room(0, int(starts[-1]))[1:])
         place, first = starts[:-1].copy(), 0

@@ -40,9 +40,10 @@ ROUGH, ACCURACY = 1e-4, 1e-5  # of the rows, in the first round and then: what m
 PARTS = 4  # of the sample in the last round, whatever the number of threads
 SHORTEST_PART = 500  # rows: of fewer, the sums cost more than the threads gain
 BUDGET = 8.0  # passes over V whose arithmetic the first round may cost
-POWER = 7  # iterations for singular vectors, scikit-learn's number;
-POWER_K = 4  # of a sparse sample one more for so many: those of text differ little in their values,
-# and after seven the last of 20 is 0.49 to 0.79 of the right one (0.89 to 0.97 after twelve)
+POWER = 7  # iterations for singular vectors of a sample, as many as scikit-learn's;
+POWER_K = 4  # of a sparse one, an iteration more for every so many vectors. Singular values of text
+# lie close together: after 7 iterations the last of 20 is at a cosine of 0.49 to 0.79 to the right
+# one, after 12 at 0.89 to 0.97
 SOLVE = 80.0  # operations of a row solve, in units of k²: half a microsecond at k = 16
 
 
@@ -191,7 +192,8 @@ def _svd_start(sample: Slab, k: int, seed: int) -> Array:
     C. Boutsidis, E. Gallopoulos: SVD based initialization, Pattern Recognition 41(4), 2008.
     """
     steps = POWER + k // POWER_K if kernels.is_sparse(sample) else POWER
-    near_one = (sample * (1.0 / kernels.unit_of(_values(sample)))).astype(np.float32)
+    unit = 1.0 / kernels.unit_of(_values(sample))
+    near_one = (sample * unit).astype(np.float32, copy=False)
     left, values, right = randomized_svd(near_one, k, n_iter=steps, random_state=seed & 0xFFFFFFFF)
     short = np.empty((sample.shape[1], k))
     for a in range(k):

@@ -158,6 +158,7 @@ def _whole_rows(X: da.Array, transposed: bool, itemsize: int) -> da.Array:
     rows, width = X.shape[along], X.shape[across]
     chunks = tuple(c for c in X.chunks[along] if c)
     tall = max(chunks) * width * itemsize > 2 * planning.LARGEST
+    method = "tasks" if sp.issparse(X._meta) else None  # what workers exchange by is for numpy's
     if len(X.chunks[across]) > 1 and (tall or len(chunks) == 1):
         chunks = planning.even_chunks(rows, width * itemsize)
         logger.info(
@@ -165,9 +166,10 @@ def _whole_rows(X: da.Array, transposed: bool, itemsize: int) -> da.Array:
             X.chunksize, "columns" if transposed else "rows", {along: chunks[0], across: width},
         )  # fmt: skip
         X = da.map_blocks(_sliceable, X, dtype=X.dtype, meta=X._meta)
-        return X.rechunk({along: chunks, across: -1})
+        return X.rechunk({along: chunks, across: -1}, method=method)
     if chunks != X.chunks[along] or any(c == 0 for c in X.chunks[across]):
-        return X.rechunk({along: chunks, across: tuple(c for c in X.chunks[across] if c)})
+        across_chunks = tuple(c for c in X.chunks[across] if c)
+        return X.rechunk({along: chunks, across: across_chunks}, method=method)
     return X
 
 

@@ -131,11 +131,12 @@ def _sample(request: Request, executor: Executor, name: str) -> Start | None:
         return None
     k = request.n_components
     count = count_candidates(sampled.rows, executor.slabs.shape[0], k)
-    found = sampled.race(k, request.seed, range(count + 1), 1)
+    rows, polish = sampled.rows, sampled.polish
+    found = run_race(rows, k, request.seed, range(count + 1), 1, polish=polish)
     if request.n_init > 1:
         others = range(count + 1, 2 * count + request.n_init)
         survivors = min(request.n_init, MODELS) - 1
-        found += sampled.race(k, request.seed, others, survivors)
+        found += run_race(rows, k, request.seed, others, survivors, polish=polish)
     shorts = tuple(sampled.factor(candidate) for candidate in found)
     return Start(shorts, inspection=sampled.inspection, relative=found[0].relative)
 
@@ -170,7 +171,7 @@ def study_start(
         if same not in known:
             first = range(count_candidates(rows, executor.slabs.shape[0], lot.k) + 1)
             numbers = range(1, lot.many + 1) if lot.many > 1 else first
-            found = sampled.race(lot.k, request.seed, numbers, lot.many, rows)
+            found = run_race(rows, lot.k, request.seed, numbers, lot.many, polish=sampled.polish)
             known[same] = sorted(found, key=lambda candidate: candidate.number)
         made = [sampled.factor(candidate) for candidate in known[same]]
         factors += made if lot.fold is None else [lot.fold.masked(short) for short in made]
@@ -208,12 +209,10 @@ class _Sampled:
         groups = lot.fold.blocks.rows_of(self.names)
         return self.rows[np.flatnonzero(groups != lot.fold.row)]
 
-    def race(
-        self, k: int, seed: int, numbers: Sequence[int], survivors: int, rows: Slab | None = None
-    ) -> list[Candidate]:
-        """The best of some starts on these rows, or on ``rows`` of them."""
-        rows = self.rows if rows is None else rows
-        return run_race(rows, k, seed, numbers, survivors, polish=not self.root)
+    @property
+    def polish(self) -> bool:
+        """Whether the fit goes on with the loss of the race: it does not where that is of roots."""
+        return not self.root
 
     def factor(self, candidate: Candidate) -> Array:
         """The short factor for V of a candidate that ran on these rows."""

@@ -73,15 +73,16 @@ def put_behind(starts, rows, ratios, bends, first, place, into):
 
 
 @entry(REGROUP)
-def form(starts, rows, ratios, bends, W, neg, curvature):
-    """Form Σ ratio w and Σ bend w wᵀ of every column, the latter's lower triangle packed."""
+def add_formed(starts, rows, ratios, bends, W, neg, curvature):
+    """Add Σ ratio w and Σ bend w wᵀ of every column, the latter's lower triangle packed."""
     k = W.shape[1]
     C = np.empty((k, k))
     for j in range(starts.size - 1):
-        C[:] = 0.0
         n = neg[j]
-        n[:] = 0.0
         e, end = starts[j], starts[j + 1]
+        if e == end:
+            continue
+        C[:] = 0.0
         while e + 4 <= end:
             w, x, y, z = W[rows[e]], W[rows[e + 1]], W[rows[e + 2]], W[rows[e + 3]]
             p, q, r, s = ratios[e], ratios[e + 1], ratios[e + 2], ratios[e + 3]
@@ -105,5 +106,5 @@ def form(starts, rows, ratios, bends, W, neg, curvature):
         first = 0
         for a in range(k):
             for b in range(a + 1):
-                curvature[j, first + b] = C[a, b]
+                curvature[j, first + b] += C[a, b]
             first += a + 1

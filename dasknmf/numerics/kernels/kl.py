@@ -272,9 +272,9 @@ def _row(
 
 
 @helper()
-def _settle(lists, noted, rows, curvature, kept):
+def _settle(lists, noted, rows, curvature, keeps):
     """What is still listed goes where it belongs."""
-    if kept[0].size:
+    if keeps:
         sort_listed(lists[0], noted, lists[1], lists[2])
     else:
         add_listed(lists, noted, rows, curvature)
@@ -293,12 +293,11 @@ def csr_rows(indptr, indices, data, Ht, weight, l2, rule, out, neg, curvature, k
         width = max(width, indptr[i + 1] - indptr[i])
     values, index = np.empty(width), np.empty(width, np.int64)
     work = _workspace(width, weight.shape[1])
-    lists = make_list(curvature, kept, width, data.size)
+    lists, keeps = make_list(curvature, kept, width, data.size), kept[0].size > 0
     value, first, noted = 0.0, 0, 0
     for i in range(indptr.size - 1):
-        if not kept[0].size and (
-            noted + width > lists[0][0].size or i - first == lists[3].shape[0]
-        ):
+        full = noted + width > lists[0][0].size or i - first == lists[3].shape[0]
+        if full and not keeps:
             add_listed(lists, noted, out[first:i], curvature)
             first, noted = i, 0
         price = weight[min(i, weight.shape[0] - 1)]
@@ -315,7 +314,7 @@ def csr_rows(indptr, indices, data, Ht, weight, l2, rule, out, neg, curvature, k
                 neg, lists[0], noted,
             )  # fmt: skip
             value += found
-    _settle(lists, noted, out[first:], curvature, kept)
+    _settle(lists, noted, out[first:], curvature, keeps)
     return value
 
 
@@ -325,14 +324,13 @@ def dense_rows(V, Ht, weight, l2, rule, out, neg, curvature, kept):
     width = max(V.shape[1], 1)
     values, index = np.empty(width), np.empty(width, np.int64)
     work = _workspace(width, weight.shape[1])
-    lists = make_list(curvature, kept, width, V.size)
+    lists, keeps = make_list(curvature, kept, width, V.size), kept[0].size > 0
     value, first, noted, keep, reached = 0.0, 0, 0, False, True
     for j in range(Ht.shape[0]):  # columns without a component would change places in B
         reached = reached and Ht[j].max() > 0.0
     for i in range(V.shape[0]):
-        if not kept[0].size and (
-            noted + width > lists[0][0].size or i - first == lists[3].shape[0]
-        ):
+        full = noted + width > lists[0][0].size or i - first == lists[3].shape[0]
+        if full and not keeps:
             add_listed(lists, noted, out[first:i], curvature)
             first, noted = i, 0
         count, mass = 0, 0.0
@@ -351,5 +349,5 @@ def dense_rows(V, Ht, weight, l2, rule, out, neg, curvature, kept):
         )  # fmt: skip
         value += found
         keep = whole and reached
-    _settle(lists, noted, out[first:], curvature, kept)
+    _settle(lists, noted, out[first:], curvature, keeps)
     return value

@@ -6,7 +6,7 @@ sorted by column, and a column's numbers stay near while it gets the outer produ
 rows, which are formed once a row.
 
 A slab of few entries for its columns keeps the whole list instead (``kept``): the sums are formed
-from those of many slabs at once (kl_columns.py).
+from those of many slabs at once (columns.py).
 """
 
 import numpy as np
@@ -27,11 +27,11 @@ def make_list(curvature, kept, width, stored):
     """
     columns, packed = curvature.shape
     starts, rows, ratios, bends = kept
-    most = max(width, min(EACH * columns, stored, curvature.size // 4)) if columns else 0
-    height = max(OUTER_BYTES // (8 * max(packed, 1)), 16) if columns else 0
-    if starts.size:
-        most = rows.size
-    else:
+    keeps, height, most = starts.size > 0, 0, rows.size
+    if not keeps:
+        if columns:
+            height = max(OUTER_BYTES // (8 * max(packed, 1)), 16)
+            most = max(width, min(EACH * columns, stored, curvature.size // 4))
         starts = np.empty(columns + 1, np.int64)
         rows, bends = np.empty(most, np.int32), np.empty(most)
     listed = (
@@ -44,7 +44,7 @@ def make_list(curvature, kept, width, stored):
 def note(w, entries, mass, row, neg, listed, noted):
     """Add a row's numerators, and list its entries; give Σ v log(v/y), and the list's length."""
     v, y, index = entries
-    column, of_row, slope, bend = listed
+    column, of_row, ratio_of, bend = listed
     value = 0.0
     for p in range(v.size):
         ratio = v[p] / y[p]  # v and y are both in units of the row's mass
@@ -55,8 +55,8 @@ def note(w, entries, mass, row, neg, listed, noted):
                 neg[j, a] += ratio * w[a]
         if column.size:
             column[noted], of_row[noted], bend[noted] = j, row, ratio / (y[p] * mass)
-            if slope.size:
-                slope[noted] = ratio
+            if ratio_of.size:
+                ratio_of[noted] = ratio
             noted += 1
     return value * mass, noted
 
@@ -64,7 +64,7 @@ def note(w, entries, mass, row, neg, listed, noted):
 @helper()
 def sort_listed(listed, noted, ordered, starts):
     """Put listed entries in the order of their columns, those of a column as they came."""
-    column, of_row, slope, bend = listed
+    column, of_row, ratio_of, bend = listed
     rows, ratios, bends = ordered
     starts[:] = 0
     for e in range(noted):
@@ -75,7 +75,7 @@ def sort_listed(listed, noted, ordered, starts):
         place = starts[column[e]]
         rows[place], bends[place] = of_row[e], bend[e]
         if ratios.size:
-            ratios[place] = slope[e]
+            ratios[place] = ratio_of[e]
         starts[column[e]] = place + 1
     for j in range(starts.size - 1, 0, -1):
         starts[j] = starts[j - 1]

@@ -9,7 +9,7 @@ from dasknmf.numerics.errors import ParameterError
 from dasknmf.numerics.kernels import Array, Slab
 from dasknmf.numerics.losses import Loss
 from dasknmf.numerics.penalties import Penalty
-from dasknmf.numerics.terms import Normal, Split, Terms
+from dasknmf.numerics.terms import Listed, Normal, Split, Terms
 
 Rows = tuple[Array, ...]  # one block for each model of the ensemble
 Prices = tuple[Penalty, ...]  # of the rows of each model
@@ -118,6 +118,8 @@ class Solver(ABC):
 
         ``shared``: from :meth:`shared`, where parts of a factor are solved one by one.
         """
+        if isinstance(terms, Listed):
+            terms = terms.formed()
         return self.update(F, penalty.apply(self.adapt(terms, F), F))
 
     def shared(self, terms: Terms, penalty: Penalty) -> Any:
