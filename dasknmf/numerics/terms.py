@@ -149,7 +149,7 @@ class Listed(NamedTuple):
         lists: Sequence[Listed],
         share: Callable[[Callable[[slice], None], int], Any] | None = None,
     ) -> Columns:
-        """The sums of all: list after list into one array, so that there is no third."""
+        """The sums of all; beside the lists nothing else is held, so they go in one by one."""
         short = lists[0].short
         columns, k = short.shape
         neg, curvature = np.zeros((columns, k)), np.zeros((columns, k * (k + 1) // 2))
