@@ -134,7 +134,7 @@ class Model:
 
     def visit_columns(self, wave: int, sums: ModelSums, problem: Problem, solver: Solver) -> None:
         """The same for losses whose terms have no loss in them but that of the factors they met."""
-        if sums.terms is not None:
+        if sums.terms is not None:  # once, for the half-steps after all waves of a pass
             sums = sums._replace(terms=formed(sums.terms))
         self.waves = [*self.waves[:wave], sums, *self.waves[wave + 1 :]]
         found = self._found()

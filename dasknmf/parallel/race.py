@@ -41,9 +41,8 @@ PARTS = 4  # of the sample in the last round, whatever the number of threads
 SHORTEST_PART = 500  # rows: of fewer, the sums cost more than the threads gain
 BUDGET = 8.0  # passes over V whose arithmetic the first round may cost
 POWER = 7  # iterations for singular vectors of a sample, as many as scikit-learn's;
-POWER_K = 4  # of a sparse one, an iteration more for every so many vectors. Singular values of text
-# lie close together: after 7 iterations the last of 20 is at a cosine of 0.49 to 0.79 to the right
-# one, after 12 at 0.89 to 0.97
+POWER_K = 4  # of a sparse one, an iteration more for every so many vectors: singular values of text
+# lie close together, and there the last ones need more
 SOLVE = 80.0  # operations of a row solve, in units of k²: half a microsecond at k = 16
 
 

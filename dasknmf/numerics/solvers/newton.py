@@ -31,10 +31,8 @@ from dasknmf.numerics.solvers.base import Gains, Prices, Rows, Solver
 from dasknmf.numerics.terms import Columns, Listed, Split, Terms
 
 SOFT_READS = 3.0  # of a fit that begins from nothing
-LISTS = (
-    4  # a slab brings a list where those of four slabs like it would still be less than the sums
-)
 EM_READS = 1.0  # of those, without curvature, which rows so soft would not give right
+LISTS = 4  # a slab brings a list where those of four like it would still be less than the sums
 
 
 @final
