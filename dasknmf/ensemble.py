@@ -17,14 +17,15 @@ from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.losses import Loss
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
-from dasknmf.numerics.stopping import BRAKE, faster
-from dasknmf.numerics.terms import Normal, Terms, add
+from dasknmf.numerics.stopping import BRAKE, faster, led
+from dasknmf.numerics.terms import Columns, Foreseen, Normal, Terms, add
 from dasknmf.numerics.weighted import Held
 from dasknmf.numerics.work import ModelSums
 from dasknmf.parallel.driver import formed, half_step_of_sum, solve_least_squares
 
 ACCURACY = 1e-4  # of the rows in the first pass: what they may leave to gain, in parts of the loss
 GUARD = 1e-9  # of an objective: less than that is no rise, rows being solved to a tolerance
+NEAREST = 0.3  # of an entry: what is ahead of it for Kullback-Leibler, at least; zero is no way back
 ROUNDING = 64.0  # units in the last place of ||V||² that a loss by Gram matrices may be off
 
 
@@ -49,7 +50,7 @@ class Model:
     short: Array
     waves: list[ModelSums | None]
     accuracy: float
-    relative: float  # squared relative error, or a guess of it
+    relative: float  # squared relative error, or a guess of it; for Kullback-Leibler loss / ΣV
     loss: float = float("nan")
     objectives: list[float] = field(default_factory=list)
     current: float | None = None
@@ -87,7 +88,7 @@ class Model:
 
     @property
     def gain(self) -> float:
-        """What the rows may leave to gain, in parts of ||V||²."""
+        """What the rows may leave to gain, in parts of ||V||²; for Kullback-Leibler of ΣV."""
         return self.accuracy * self.relative
 
     def take_in(self, wave: int, sums: ModelSums, problem: Problem, solver: Solver) -> None:
@@ -133,14 +134,27 @@ class Model:
         self.loss, self.current = loss, objective
 
     def visit_columns(self, wave: int, sums: ModelSums, problem: Problem, solver: Solver) -> None:
-        """The same for losses whose terms have no loss in them but that of the factors they met."""
+        """The same for losses whose terms have no loss in them but that of the factors they met.
+
+        While waves are missing they are taken to agree with the factor that there is: it moves a
+        part of the way, which saves most of a read.
+        """
         if sums.terms is not None:  # once, for the half-steps after all waves of a pass
             sums = sums._replace(terms=formed(sums.terms))
         self.waves = [*self.waves[:wave], sums, *self.waves[wave + 1 :]]
-        found = self._found()
-        if len(found) < len(self.waves):
-            return
-        self.short = half_step_of_sum(solver, self.short, found, problem.penalty)
+        found: list[Terms | Foreseen] = [*self._found()]
+        missing = len(self.waves) - len(found)
+        if missing:
+            columns = [terms for terms in found if isinstance(terms, Columns)]
+            foreseen = Foreseen.of(columns, self.short, missing / len(found))
+            if foreseen is None:
+                return
+            found.append(foreseen)
+        short = half_step_of_sum(solver, self.short, found, problem.penalty)
+        self.ahead = None
+        if self.momentum:
+            self.ahead = np.maximum(led(short, self.short, self.momentum), NEAREST * short)
+        self.short = short
 
     def _found(self) -> list[Terms]:
         """What the waves have brought so far."""
@@ -150,20 +164,24 @@ class Model:
         """Note the objective of a pass: each wave's at the short factor that it met.
 
         A pass that raised it is taken back: the short factor becomes what EM makes of the sums of
-        the last good pass, and later steps are more careful.
+        the last good pass, rows are solved more exactly, and nothing goes ahead any more; where
+        nothing did, later steps are more careful.
         """
         seen = [sums for sums in self.waves if sums is not None]
         loss = sum(problem.loss.value(s.terms, self.short, 0.0) for s in seen if s.terms)
         objective = loss + sum(s.penalty for s in seen) + problem.penalty.value(self.short)
         if self.good is not None and objective > self.good[0] * (1.0 + GUARD):
             objective, self.waves = self.good
-            self.rejected += 1
+            self.rejected += self.momentum == 0.0
+            self.momentum, self.ahead = 0.0, None
             found, careful = self._found(), solver.safest()
             self.short = half_step_of_sum(careful, self.short, found, problem.penalty)
         else:
             self.loss = loss
             self.good = (objective, self.waves)
-        self.objectives.append(objective)
+            mass = sum(float(np.sum(s.terms.counts)) for s in seen if isinstance(s.terms, Columns))
+            self.relative = loss / mass if mass else 0.0
+        self._ask_for(objective)
 
     def close_pass(self, problem: Problem, solver: Solver) -> None:
         """Note the objective of a pass, and how exact the rows of the next one have to be."""
@@ -174,12 +192,16 @@ class Model:
             return
         assert self.current is not None
         self._confirm()
-        if self.objectives:
-            fell = (self.objectives[-1] - self.current) / (abs(self.current) or 1.0)
-            self.accuracy = min(self.accuracy, max(0.01 * fell, 0.0))
-        self.objectives.append(self.current)
+        self._ask_for(self.current)
         if problem.squares:
             self.relative = 2.0 * self.loss / problem.squares
+
+    def _ask_for(self, objective: float) -> None:
+        """Note the objective of a pass; of what it gained rows of the next may leave a hundredth."""
+        if self.objectives:
+            fell = (self.objectives[-1] - objective) / (abs(objective) or 1.0)
+            self.accuracy = min(self.accuracy, max(0.01 * fell, 0.0))
+        self.objectives.append(objective)
 
     def _confirm(self) -> None:
         """Go back to the last exact state, if what compressed data promised is no better."""

@@ -263,7 +263,7 @@ class Loop:
     def _together(self, of: int) -> Sequence[int]:
         """The next wave; all that are left, where no short factor moves before the last."""
         rest = range(self.state.wave, len(self.waves))
-        if self.keeper.between_waves or len({self._solver_of(of, n) for n in rest}) > 1:
+        if self.settings.loss.kind is not Normal or self.keeper.between_waves or len({self._solver_of(of, n) for n in rest}) > 1:
             return rest[:1]
         unseen = all(model.waves[n] is None for model in self.state.models for n in rest)
         return rest if unseen else rest[:1]

@@ -16,6 +16,7 @@ from dasknmf.numerics.kernels import Array, Float64, gram, loops, own
 from dasknmf.numerics.kullback import Kept
 
 T = TypeVar("T")
+LEAST = 1e-3  # of the mean mass: what a component is taken to have in slabs not seen yet
 
 
 class Normal(NamedTuple):
@@ -196,6 +197,41 @@ class Listed(NamedTuple):
         if len(lists) < len(parts) or not Listed.pays(columns, entries, height, k):
             return Columns.merge(parts)
         return Listed.together(lists)
+
+
+class Foreseen(NamedTuple):
+    """:class:`Columns` of slabs not seen yet, as if they agreed with the ``short`` factor.
+
+    There the gradient is zero and counts are H ∘ mass. Their curvature is that of the EM step's
+    bound, mass / h on the diagonal, so that a factor moves towards what was seen by about the part
+    of V that it was. It is never held whole. ``mass`` (k,), positive.
+    """
+
+    short: Array
+    mass: Float64
+    curved: bool
+
+    @staticmethod
+    def of(found: Sequence[Columns], short: Array, ratio: float) -> Foreseen | None:
+        """From sums of a part of V; the rest is ``ratio`` times as much. None if they are empty."""
+        mass: Float64 = ratio * sum(np.atleast_2d(p.mass).mean(axis=0) for p in found)
+        if not mass.any():
+            return None
+        mass = np.maximum(mass, LEAST * mass.mean())  # of a component that only others may need
+        return Foreseen(short, mass, all(p.curvature is not None for p in found))
+
+    def part(self, some: slice) -> Columns:
+        """The terms of some of the columns."""
+        H = self.short[some].astype(np.float64)
+        pull = np.broadcast_to(self.mass, H.shape)
+        if not self.curved:
+            return Columns(H * self.mass, self.mass, None, None, 0.0)
+        k = self.mass.size
+        curvature = np.zeros((H.shape[0], k * (k + 1) // 2))
+        diagonal = np.cumsum(np.arange(1, k + 1)) - 1
+        bend = np.divide(pull, H, out=np.zeros(H.shape), where=H > 0.0)  # a zero stays one
+        curvature[:, diagonal] = bend
+        return Columns(H * self.mass, self.mass, np.where(H > 0.0, pull, 0.0), curvature, 0.0)
 
 
 class Exponent(float):

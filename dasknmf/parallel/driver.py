@@ -15,7 +15,7 @@ from dasknmf.numerics.losses import Frobenius
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
 from dasknmf.numerics.stopping import Mask, alive, led, revive
-from dasknmf.numerics.terms import Columns, Each, Listed, Normal, Terms, add, add_arrays, add_by
+from dasknmf.numerics.terms import Columns, Each, Foreseen, Listed, Normal, Terms, add, add_arrays, add_by
 from dasknmf.parallel.blas import ensure_one_thread
 
 BLOCK = 1024  # rows that are worth a thread
@@ -32,15 +32,17 @@ def half_step(solver: Solver, F: Array, terms: Terms, penalty: Penalty) -> Array
     return half_step_of_sum(solver, F, [terms], penalty)
 
 
-def half_step_of_sum(solver: Solver, F: Array, found: Sequence[Terms], penalty: Penalty) -> Array:
+def half_step_of_sum(
+    solver: Solver, F: Array, found: Sequence[Terms | Foreseen], penalty: Penalty
+) -> Array:
     """The same from terms that are still to be added up, which each thread does for its rows.
 
     A column's k × k curvature is read once then, and the sum of all columns' is nowhere held.
     """
-    found = [formed(terms) for terms in found]
-    known = [terms for terms in found if isinstance(terms, Normal | Each | Columns)]
-    if len(known) < len(found) or F.shape[0] < 2 * BLOCK or CPU_COUNT == 1:
-        return solver.half_step(F, add(found), penalty)
+    ready = [terms if isinstance(terms, Foreseen) else formed(terms) for terms in found]
+    known = [terms for terms in ready if isinstance(terms, Normal | Each | Columns | Foreseen)]
+    if len(known) < len(ready):
+        return solver.half_step(F, add(ready), penalty)
 
     shared = solver.shared(add([terms.part(NONE) for terms in known]), penalty)
 
@@ -48,7 +50,8 @@ def half_step_of_sum(solver: Solver, F: Array, found: Sequence[Terms], penalty: 
         terms = add([terms.part(some) for terms in known])
         return solver.half_step(F[some], terms, penalty, shared)
 
-    return np.concatenate(_in_parts(part, F.shape[0], BLOCK))
+    height = BLOCK if F.shape[0] >= 2 * BLOCK else F.shape[0]
+    return np.concatenate(_in_parts(part, F.shape[0], height))
 
 
 def formed(terms: Terms) -> Terms:

@@ -76,6 +76,10 @@ class Newton(Solver):
         needed = 8 * columns * (k * (k + 1) // 2)
         return needed if needed <= self.limit else 0
 
+    def loosened(self, gain: float, *, warm: bool = False) -> Newton:
+        """Rows may rest where less than ``gain`` of their mass is still to be gained."""
+        return replace(self, tol=max(self.tol, gain))
+
     def safer(self, times: int) -> Newton:
         """Halve the box (as a step: 10, 5.5, 3.25); from the third time on only EM steps."""
         if times >= 3:
@@ -100,7 +104,8 @@ class Newton(Solver):
         ready: Any = None,
     ) -> tuple[Rows, list[Terms]]:  # fmt: skip
         """Rows and terms in one walk over the entries; the old rows are not looked at."""
-        solved = [self._visit(V, Ht, price) for Ht, price in zip(fixed, prices, strict=True)]
+        each = zip(fixed, prices, gains or (0.0,) * len(fixed), strict=True)
+        solved = [self.loosened(gain)._visit(V, Ht, price) for Ht, price, gain in each]
         return tuple(rows for rows, _ in solved), [terms for _, terms in solved]
 
     def _visit(self, V: Slab, Ht: Array, penalty: Penalty) -> tuple[Array, Terms]:
