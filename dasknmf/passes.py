@@ -332,11 +332,10 @@ class Loop:
         self.executor.begin(FINAL)
         measured = self._wants_residual()
         step = replace(
-            self.step,
-            fixed=(model.short,),
-            inspect=bool(self.unchecked),
+            self.step, fixed=(model.short,), inspect=bool(self.unchecked),
+            solver=settings.solver if transposed else settings.solver.ending(),
             residual=measured and not transposed,
-        )
+        )  # fmt: skip
         visit = self.executor.run(step, keep=settings.keep_rows or transposed)
         if visit.sums.inspection is not None:
             self._saw(visit.sums.inspection)

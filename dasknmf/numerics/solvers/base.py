@@ -60,6 +60,10 @@ class Solver(ABC):
         """
         return self
 
+    def ending(self) -> Solver:
+        """A solver for rows from which no other factor follows: terms may have but their loss."""
+        return self
+
     def at(self, reads: float) -> Solver:
         """Settings for a point of a fit that began from nothing: ``reads`` of V so far."""
         return self

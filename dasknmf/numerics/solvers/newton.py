@@ -48,6 +48,8 @@ class Newton(Solver):
         steps instead: it is n k(k+1)/2 numbers that travel.
     box, sweeps
         How far an entry of H may go in one step, as a factor; coordinate sweeps on its model.
+    shares
+        Whether slabs bring what the columns need, or only their loss.
     """
 
     name: ClassVar[str] = "newton"
@@ -63,6 +65,7 @@ class Newton(Solver):
     limit: int = 256 << 20
     box: float = 10.0
     sweeps: int = 10
+    shares: bool = True
 
     def at(self, reads: float) -> Newton:
         """Soft rows for the first reads, harder and harder; EM before curvature."""
@@ -79,6 +82,10 @@ class Newton(Solver):
     def loosened(self, gain: float, *, warm: bool = False) -> Newton:
         """Rows may rest where less than ``gain`` of their mass is still to be gained."""
         return replace(self, tol=max(self.tol, gain))
+
+    def ending(self) -> Newton:
+        """Rows and their loss."""
+        return replace(self, shares=False)
 
     def safer(self, times: int) -> Newton:
         """Halve the box (as a step: 10, 5.5, 3.25); from the third time on only EM steps."""
@@ -112,16 +119,18 @@ class Newton(Solver):
         columns, k = Ht.shape
         curved = self.curved and self.curvature_bytes(columns, k) > 0
         prices, rule = (penalty.l1, penalty.l2), (self.soft, self.steps, self.tol)
-        share = "curvature" if curved else "gradient"
+        share = ("curvature" if curved else "gradient") if self.shares else "none"
         if isinstance(V, Observed):
             rows, neg, curvature, mass, value = weighted.kl_rows(V, Ht, prices, rule, share)
-        elif curved and Listed.pays(columns, kullback.stored(V), V.shape[0], k, LISTS):
+        elif curved and self.shares and Listed.pays(columns, kullback.stored(V), V.shape[0], k, LISTS):
             rows, kept, value = kullback.kl_lists(V, Ht, prices, rule)
             listed = Listed(Ht, kept, rows, np.sum(rows, axis=0), value)
             return rows.astype(Ht.dtype, copy=False), listed
         else:
             rows, neg, curvature, value = kullback.kl_rows(V, Ht, prices, rule, share)
             mass = np.sum(rows, axis=0)
+        if not self.shares:
+            return rows.astype(Ht.dtype, copy=False), Columns(neg, mass, None, None, value)
         terms = Columns.of(Ht, neg, mass, curvature if curved else None, value)
         return rows.astype(Ht.dtype, copy=False), terms
 
