@@ -30,6 +30,8 @@ from dasknmf.parallel.driver import half_step
 
 CANDIDATES = 4  # random starts where they are cheap against a pass
 FEWEST = 3
+ENOUGH = 2  # of a sparse sample, if the fit goes on with another loss: its passes move further, and
+SCOUT = 4  # iterations of the second round, there, after which the best goes on alone
 FIRST_ROWS = 300  # of the sample, on which all of them run
 SECOND = 1  # random candidates that see the whole sample, beside the one of the singular vectors
 ROUND = 12  # iterations of a round
@@ -43,6 +45,7 @@ BUDGET = 8.0  # passes over V whose arithmetic the first round may cost
 POWER = 7  # iterations for singular vectors of a sample, as many as scikit-learn's;
 POWER_K = 4  # of a sparse one, an iteration more for every so many vectors: singular values of text
 # lie close together, and there the last ones need more
+ROUGHLY = 4  # of a sparse one, where the fit goes on with another loss
 SOLVE = 80.0  # operations of a row solve, in units of k²: half a microsecond at k = 16
 
 
@@ -121,8 +124,10 @@ def _values(V: Slab) -> Array:
     return V.data if kernels.is_sparse(V) else V
 
 
-def count_candidates(sample: Slab, rows_of_all: int, k: int) -> int:
+def count_candidates(sample: Slab, rows_of_all: int, k: int, *, polish: bool = True) -> int:
     """How many starts the first round may have, from what an iteration and a pass cost."""
+    if kernels.is_sparse(sample) and not polish:
+        return ENOUGH
     rows, columns = sample.shape
     first = min(rows, FIRST_ROWS)
     density = _values(sample).size / rows  # stored values a row
@@ -140,8 +145,9 @@ def run_race(
     """Let the starts called ``numbers`` race; give the best ``survivors``, best first.
 
     Number 0 is no random start: it comes from the singular vectors of the sample, and joins the
-    others in the second round. ``polish``: whether those that are left run once more. For a fit
-    by another loss that brings nothing: its first pass moves further than all of these steps.
+    others in the second round. ``polish``: whether those that are left run until they rest. For a
+    fit by another loss that brings nothing: its first pass moves further than all of these steps.
+    Where V is sparse the race is a large part of such a fit, and a rougher one is as good.
     """
     rows, columns = sample.shape
     dtype = sample.dtype
@@ -153,9 +159,12 @@ def run_race(
     with ThreadPoolExecutor(CPU_COUNT) as pool:
         seeded = []
         if 0 in numbers and k <= min(rows, columns) and not isinstance(sample, Observed):
-            seeded = [pool.submit(_svd_candidate, sample, k, seed)]  # while the others run
+            seeded = [pool.submit(_svd_candidate, sample, k, seed, polish)]  # while the others run
         racing = _first_round(pool, racing, few)
         racing = [found.result() for found in seeded] + racing[: max(SECOND, survivors)]
+        if kernels.is_sparse(sample) and not polish:
+            racing = _round(pool, racing, sample, SCOUT, EARLY)[:survivors]
+            return _round(pool, racing, sample, ROUND - SCOUT, EARLY)
         racing = _round(pool, racing, sample, ROUND, EARLY)[:survivors]
         return _round(pool, racing, sample, LAST, LATE) if polish else racing
 
@@ -180,17 +189,20 @@ def _random_start(number: int, seed: int, columns: int, k: int) -> Array:
     return np.abs(random.normal_rows(seed, "columns", number, 0, columns, k))
 
 
-def _svd_candidate(sample: Slab, k: int, seed: int) -> Candidate:
+def _svd_candidate(sample: Slab, k: int, seed: int, polish: bool) -> Candidate:
     ensure_one_thread()
-    return Candidate(0, _svd_start(sample, k, seed).astype(sample.dtype))
+    steps = POWER
+    if kernels.is_sparse(sample):
+        steps = POWER + k // POWER_K if polish else ROUGHLY
+    start = _svd_start(sample, k, seed, steps)
+    return Candidate(0, start.astype(sample.dtype))
 
 
-def _svd_start(sample: Slab, k: int, seed: int) -> Array:
+def _svd_start(sample: Slab, k: int, seed: int, steps: int) -> Array:
     """NNDSVD: the heavier half of each pair of singular vectors, zeros filled with a little.
 
     C. Boutsidis, E. Gallopoulos: SVD based initialization, Pattern Recognition 41(4), 2008.
     """
-    steps = POWER + k // POWER_K if kernels.is_sparse(sample) else POWER
     unit = 1.0 / kernels.unit_of(_values(sample))
     near_one = (sample * unit).astype(np.float32, copy=False)
     left, values, right = randomized_svd(near_one, k, n_iter=steps, random_state=seed & 0xFFFFFFFF)

@@ -130,8 +130,8 @@ def _sample(request: Request, executor: Executor, name: str) -> Start | None:
     if sampled is None:
         return None
     k = request.n_components
-    count = count_candidates(sampled.rows, executor.slabs.shape[0], k)
     rows, polish = sampled.rows, sampled.polish
+    count = count_candidates(rows, executor.slabs.shape[0], k, polish=polish)
     found = run_race(rows, k, request.seed, range(count + 1), 1, polish=polish)
     if request.n_init > 1:
         others = range(count + 1, 2 * count + request.n_init)
@@ -169,9 +169,10 @@ def study_start(
             errors += [1e-2] * lot.many
             continue
         if same not in known:
-            first = range(count_candidates(rows, executor.slabs.shape[0], lot.k) + 1)
-            numbers = range(1, lot.many + 1) if lot.many > 1 else first
-            found = run_race(rows, lot.k, request.seed, numbers, lot.many, polish=sampled.polish)
+            polish = sampled.polish
+            count = count_candidates(rows, executor.slabs.shape[0], lot.k, polish=polish)
+            numbers = range(1, lot.many + 1) if lot.many > 1 else range(count + 1)
+            found = run_race(rows, lot.k, request.seed, numbers, lot.many, polish=polish)
             known[same] = sorted(found, key=lambda candidate: candidate.number)
         made = [sampled.factor(candidate) for candidate in known[same]]
         factors += made if lot.fold is None else [lot.fold.masked(short) for short in made]
