@@ -25,7 +25,7 @@ from dasknmf.parallel.driver import formed, half_step_of_sum, solve_least_square
 
 ACCURACY = 1e-4  # of the rows in the first pass: what they may leave to gain, in parts of the loss
 GUARD = 1e-9  # of an objective: less than that is no rise, rows being solved to a tolerance
-NEAREST = 0.3  # of an entry: what is ahead of it for Kullback-Leibler, at least; zero is no way back
+NEAREST = 0.3  # of an entry: what is ahead of it for Kullback-Leibler, at least; 0 has no way back
 ROUNDING = 64.0  # units in the last place of ||V||² that a loss by Gram matrices may be off
 
 
@@ -197,7 +197,7 @@ class Model:
             self.relative = 2.0 * self.loss / problem.squares
 
     def _ask_for(self, objective: float) -> None:
-        """Note the objective of a pass; of what it gained rows of the next may leave a hundredth."""
+        """Note the objective of a pass; of its gain, rows of the next may leave a hundredth."""
         if self.objectives:
             fell = (self.objectives[-1] - objective) / (abs(objective) or 1.0)
             self.accuracy = min(self.accuracy, max(0.01 * fell, 0.0))

@@ -263,10 +263,10 @@ class Loop:
     def _together(self, of: int) -> Sequence[int]:
         """The next wave; all that are left, where no short factor moves before the last."""
         rest = range(self.state.wave, len(self.waves))
-        if self.settings.loss.kind is not Normal or self.keeper.between_waves or len({self._solver_of(of, n) for n in rest}) > 1:
-            return rest[:1]
+        waits = self.settings.loss.kind is Normal and not self.keeper.between_waves
         unseen = all(model.waves[n] is None for model in self.state.models for n in rest)
-        return rest if unseen else rest[:1]
+        same = len({self._solver_of(of, n) for n in rest}) == 1
+        return rest if waits and unseen and same else rest[:1]
 
     def _visits(self, numbers: Sequence[int], of: int) -> Iterator[tuple[int, StepSums]]:
         """What waves of a pass bring, each by itself; what they see of V is looked at."""

@@ -315,16 +315,22 @@ def test_a_step_that_raised_the_objective_is_taken_back(rng):
     V, Ht = data("counts", rng), rng.random((40, 5))
     solver, problem = Newton(), Problem(KL, FREE)
     model = Model(0, Ht, [None], 0.0, 1.0)
-    for loss in (10.0, 11.0):
-        terms = one(V, model.short)[1]._replace(value=loss)
-        model.visit_columns(0, ModelSums(terms, 0.0, 0.0), problem, solver)
-        stepped = model.short
+    seen, moves = [], []
+    for loss in (10.0, 11.0, 12.0):
+        seen.append(one(V, model.target)[1]._replace(value=loss))
+        model.visit_columns(0, ModelSums(seen[-1], 0.0, 0.0), problem, solver)
+        moves.append(model.short)
         model.close_pass(problem, solver)
-        if loss == 10.0:
-            good = terms
-    np.testing.assert_allclose(model.short, good.counts / good.mass, rtol=1e-12)
-    assert np.any(stepped != model.short)
-    assert (model.rejected, model.objectives) == (1, [10.0, 10.0])
+        ahead = model.ahead is not None
+        assert (ahead, model.rejected) == {10.0: (True, 0), 11.0: (False, 0), 12.0: (False, 1)}[
+            loss
+        ]
+        assert model.target is (model.ahead if ahead else model.short)
+    back = seen[0].counts / seen[0].mass  # EM, from the sums of the last good pass
+    np.testing.assert_allclose(model.short, back, rtol=1e-12)
+    assert np.any(moves[1] != back)
+    assert np.any(moves[2] != back)
+    assert model.objectives == [10.0, 10.0, 10.0]
     assert solver.safer(1).box < solver.box
     assert not solver.safer(3).curved
 

@@ -16,6 +16,7 @@ from dasknmf.numerics.kernels import Array, Float64, gram, loops, own
 from dasknmf.numerics.kullback import Kept
 
 T = TypeVar("T")
+Share = Callable[[Callable[[slice], None], int], Any]  # of n columns among threads, a slice each
 LEAST = 1e-3  # of the mean mass: what a component is taken to have in slabs not seen yet
 
 
@@ -108,7 +109,7 @@ class Columns(NamedTuple):
         formed = [p for p in parts if not isinstance(p, Listed)]
         lists = [p for p in parts if isinstance(p, Listed)]
         if lists:
-            formed.append(Listed.formed_of(lists))
+            formed.append(Listed.formed_of(lists, _share.get()))
         curved = all(p.curvature is not None for p in formed)
         return Columns(
             counts=add([p.counts for p in formed]),
@@ -141,15 +142,12 @@ class Listed(NamedTuple):
         sums = 8 * columns * (k * (k + 1) // 2 + 2 * k)
         return slabs * (20 * entries + 8 * height * k) + 8 * columns * (k + 1) <= sums
 
-    def formed(self, share: Callable[[Callable[[slice], None], int], Any] | None = None) -> Columns:
-        """The sums. ``share(work, n)`` may share n columns among threads, a slice each."""
+    def formed(self, share: Share | None = None) -> Columns:
+        """The sums. ``share(work, n)`` may share n columns among threads."""
         return Listed.formed_of([self], share)
 
     @staticmethod
-    def formed_of(
-        lists: Sequence[Listed],
-        share: Callable[[Callable[[slice], None], int], Any] | None = None,
-    ) -> Columns:
+    def formed_of(lists: Sequence[Listed], share: Share | None = None) -> Columns:
         """The sums of all; beside the lists nothing else is held, so they go in one by one."""
         short = lists[0].short
         columns, k = short.shape
@@ -275,12 +273,19 @@ def add_arrays(parts: Sequence[Array]) -> Array:
 
 
 _sum: ContextVar[Callable[[Sequence[Array]], Array]] = ContextVar("sum", default=add_arrays)
+_share: ContextVar[Share | None] = ContextVar("share", default=None)
 
 
-def add_by(arrays: Callable[[Sequence[Array]], Array], parts: Sequence[T]) -> T:
-    """:func:`add`, with another way to the same sums of arrays, also within parts that merge."""
-    before = _sum.set(arrays)
+def add_by(
+    arrays: Callable[[Sequence[Array]], Array], parts: Sequence[T], share: Share | None = None
+) -> T:
+    """:func:`add`, with another way to the same sums of arrays, also within parts that merge.
+
+    ``share``: how lists that become sums are shared among threads.
+    """
+    before = _sum.set(arrays), _share.set(share)
     try:
         return add(parts)
     finally:
-        _sum.reset(before)
+        _sum.reset(before[0])
+        _share.reset(before[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from dask.system import CPU_COUNT
@@ -15,7 +15,17 @@ from dasknmf.numerics.losses import Frobenius
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
 from dasknmf.numerics.stopping import Mask, alive, led, revive
-from dasknmf.numerics.terms import Columns, Each, Foreseen, Listed, Normal, Terms, add, add_arrays, add_by
+from dasknmf.numerics.terms import (
+    Each,
+    Foreseen,
+    Listed,
+    Normal,
+    Split,
+    Terms,
+    add,
+    add_arrays,
+    add_by,
+)
 from dasknmf.parallel.blas import ensure_one_thread
 
 BLOCK = 1024  # rows that are worth a thread
@@ -39,26 +49,29 @@ def half_step_of_sum(
 
     A column's k × k curvature is read once then, and the sum of all columns' is nowhere held.
     """
-    ready = [terms if isinstance(terms, Foreseen) else formed(terms) for terms in found]
-    known = [terms for terms in ready if isinstance(terms, Normal | Each | Columns | Foreseen)]
-    if len(known) < len(ready):
-        return solver.half_step(F, add(ready), penalty)
-
-    shared = solver.shared(add([terms.part(NONE) for terms in known]), penalty)
+    split = [terms for terms in found if isinstance(terms, Split)]
+    if split:
+        return solver.half_step(F, add(split), penalty)
+    whole: list[Any] = [formed(terms) for terms in found if not isinstance(terms, Split)]
+    shared = solver.shared(add([terms.part(NONE) for terms in whole]), penalty)
 
     def part(some: slice) -> Array:
-        terms = add([terms.part(some) for terms in known])
+        terms = add([terms.part(some) for terms in whole])
         return solver.half_step(F[some], terms, penalty, shared)
 
     height = BLOCK if F.shape[0] >= 2 * BLOCK else F.shape[0]
     return np.concatenate(_in_parts(part, F.shape[0], height))
 
 
-def formed(terms: Terms) -> Terms:
+def formed(terms: Any) -> Any:
     """What slabs only listed is formed by threads, each for its columns."""
     if not isinstance(terms, Listed):
         return terms
-    return terms.formed(lambda work, columns: _in_parts(work, columns, BLOCK))
+    return terms.formed(_by_columns)
+
+
+def _by_columns(work: Callable[[slice], None], columns: int) -> None:
+    _in_parts(work, columns, BLOCK)
 
 
 def _in_parts(work: Callable[[slice], T], rows: int, height: int) -> list[T]:
@@ -117,7 +130,7 @@ def solve_least_squares(
 
 def add_up(parts: Sequence[T]) -> T:
     """``add`` of what nobody else refers to: into the first of the parts, where it is large."""
-    return add_by(_into_first, parts)
+    return add_by(_into_first, parts, _by_columns)
 
 
 def _into_first(parts: Sequence[Array]) -> Array:

@@ -122,7 +122,11 @@ class Newton(Solver):
         share = ("curvature" if curved else "gradient") if self.shares else "none"
         if isinstance(V, Observed):
             rows, neg, curvature, mass, value = weighted.kl_rows(V, Ht, prices, rule, share)
-        elif curved and self.shares and Listed.pays(columns, kullback.stored(V), V.shape[0], k, LISTS):
+        elif (
+            curved
+            and self.shares
+            and Listed.pays(columns, kullback.stored(V), V.shape[0], k, LISTS)
+        ):
             rows, kept, value = kullback.kl_lists(V, Ht, prices, rule)
             listed = Listed(Ht, kept, rows, np.sum(rows, axis=0), value)
             return rows.astype(Ht.dtype, copy=False), listed
