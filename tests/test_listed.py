@@ -92,7 +92,7 @@ def test_lists_that_are_longer_than_the_sums_are_formed(rng):
     formed = []
     with pytest.MonkeyPatch.context() as patch:
         once = Listed.formed_of
-        patch.setattr(Listed, "formed_of", lambda lists: formed.append(len(lists)) or once(lists))
+        patch.setattr(Listed, "formed_of", lambda ls, by: formed.append(len(ls)) or once(ls, by))
         merged = add(few)
     assert formed == [200]  # into one sum, not each into its own
     assert type(merged) is Columns
@@ -150,6 +150,24 @@ def test_threads_form_what_one_of_them_does(threads, rng, monkeypatch):
     assert_same(driver.formed(terms), terms.formed(), 0.0)
     sums = terms.formed()
     assert driver.formed(sums) is sums
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_form_lists_that_a_merge_makes_sums_of(threads, rng, monkeypatch):
+    """To the bits of one thread; without a driver there is but the thread of the merge itself."""
+    n, share = 2 * driver.BLOCK + 77, []
+    V, Ht = sparse_counts(rng, 300, n, 0.1), rng.random((n, 5))
+    lists = [one(V[a : a + 10], Ht) for a in range(0, 300, 10)]
+    expected = add(lists)
+    assert {type(terms) for terms in lists} == {Listed}
+    assert type(expected) is Columns
+    monkeypatch.setattr(driver, "CPU_COUNT", threads)
+    once = Listed.formed_of
+    monkeypatch.setattr(Listed, "formed_of", lambda ls, by: share.append(by) or once(ls, by))
+    found = driver.add_up(lists)
+    assert_same(found, expected, 0.0)
+    add(lists)
+    assert [by is not None for by in share] == [True, False]
 
 
 @pytest.mark.parametrize("penalty", [Penalty(), Penalty(0.2, 0.4)], ids=str)

@@ -33,6 +33,7 @@ class Mutant(NamedTuple):
 KERNELS, LOOPS = "numerics/kernels/__init__.py", "numerics/kernels/compiled.py"
 ROWS = "numerics/kernels/nnls.py"
 SOLVERS, FITS, PIECES = "test_solvers.py", "test_fits.py", "test_kernels.py"
+FIRST = "test_first_read.py"
 TWIN = f"{SOLVERS}::test_update_equals_its_scalar_twin"
 VALUE = f"{SOLVERS}::test_value_of_the_loss_equals_its_scalar_twin"
 KKT = f"{SOLVERS}::test_exact_rows_satisfy_kkt_even_when_ill_conditioned"
@@ -110,7 +111,7 @@ MUTANTS = [
     ),
     Mutant(
         "a checkpoint comes only after the first pass", "passes.py",
-        "self.keeper.between_waves or ", "",
+        " and not self.keeper.between_waves", "",
         "test_few_passes.py::test_no_wave_waits_before_the_short_factor_moves",
     ),
     Mutant(
@@ -198,9 +199,54 @@ MUTANTS = [
         "test_kl.py::test_shares_of_a_slab_that_is_listed_in_many_parts_add_up",
     ),
     Mutant(
+        "slabs not seen bend as if their factor were one", "numerics/terms.py",
+        "bend = np.divide(pull, H,", "bend = np.divide(pull, 1.0,",
+        f"{FIRST}::test_slabs_not_seen_bend_as_the_bound_of_em_does",
+    ),
+    Mutant(
+        "what is not seen yet weighs as much as what is", "ensemble.py",
+        "missing / len(found)", "1.0",
+        f"{FIRST}::test_passes_of_waves_are_those_of_the_twin",
+    ),
+    Mutant(
+        "what is ahead may come to zero", "ensemble.py",
+        "NEAREST * short", "0.0 * short",
+        f"{FIRST}::test_passes_of_waves_are_those_of_the_twin",
+    ),
+    Mutant(
+        "a pass that rose goes ahead again", "ensemble.py",
+        "self.momentum, self.ahead = 0.0, None", "self.ahead = None",
+        "test_kl.py::test_a_step_that_raised_the_objective_is_taken_back",
+    ),
+    Mutant(
+        "rows are as exact as ever", "numerics/solvers/newton.py",
+        "tol=max(self.tol, gain)", "tol=self.tol",
+        "test_kl.py::test_rows_end_within_the_gap_they_promise",
+    ),
+    Mutant(
+        "what rows may leave to gain is not in parts of the counts", "ensemble.py",
+        "loss / mass if mass", "loss if mass",
+        f"{FIRST}::test_rows_are_as_exact_as_the_last_pass_has_shown_to_pay",
+    ),
+    Mutant(
+        "final rows bring the sums of a half-step", "numerics/solvers/newton.py",
+        "shares=False", "shares=True",
+        f"{FIRST}::test_final_rows_and_their_loss_bring_nothing_else",
+    ),
+    Mutant(
+        "merges form lists alone", "numerics/terms.py",
+        "formed_of(lists, _share.get())", "formed_of(lists, None)",
+        "test_listed.py::test_threads_form_lists_that_a_merge_makes_sums_of",
+    ),
+    Mutant(
+        "the best start runs as long again as all of them", "parallel/race.py",
+        "ROUND - SCOUT, EARLY", "ROUND, EARLY",
+        f"{FIRST}::test_where_another_loss_goes_on_the_best_of_two_starts_of_sparse_data_does",
+    ),
+    Mutant(
         "threads solve rows from the first wave alone", "parallel/driver.py",
-        "add([terms.part(some) for terms in known])\n        return",
-        "known[0].part(some)\n        return",
+        "add([terms.part(some) for terms in whole])\n        return",
+        "whole[0].part(some)\n        return",
         "test_kl.py::test_half_steps_are_the_same_for_any_number_of_threads",
     ),
     Mutant(

@@ -122,11 +122,7 @@ class Newton(Solver):
         share = ("curvature" if curved else "gradient") if self.shares else "none"
         if isinstance(V, Observed):
             rows, neg, curvature, mass, value = weighted.kl_rows(V, Ht, prices, rule, share)
-        elif (
-            curved
-            and self.shares
-            and Listed.pays(columns, kullback.stored(V), V.shape[0], k, LISTS)
-        ):
+        elif share == "curvature" and self._lists(V, columns, k):
             rows, kept, value = kullback.kl_lists(V, Ht, prices, rule)
             listed = Listed(Ht, kept, rows, np.sum(rows, axis=0), value)
             return rows.astype(Ht.dtype, copy=False), listed
@@ -134,9 +130,14 @@ class Newton(Solver):
             rows, neg, curvature, value = kullback.kl_rows(V, Ht, prices, rule, share)
             mass = np.sum(rows, axis=0)
         if not self.shares:
-            return rows.astype(Ht.dtype, copy=False), Columns(neg, mass, None, None, value)
+            bare = Columns(neg, np.sum(rows, axis=0), None, None, value)  # none of it a column's
+            return rows.astype(Ht.dtype, copy=False), bare
         terms = Columns.of(Ht, neg, mass, curvature if curved else None, value)
         return rows.astype(Ht.dtype, copy=False), terms
+
+    @staticmethod
+    def _lists(V: Slab, columns: int, k: int) -> bool:
+        return Listed.pays(columns, kullback.stored(V), V.shape[0], k, LISTS)
 
     def update(self, F: Array, terms: Terms) -> Array:
         """Newton or EM step of every column; a plain gradient gets the multiplicative step."""
