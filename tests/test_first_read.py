@@ -200,7 +200,7 @@ def test_final_rows_and_their_loss_bring_nothing_else(layout, penalty, rng):
 
 @pytest.mark.parametrize("sparse", [True, False])
 @pytest.mark.parametrize("polish", [True, False])
-def test_where_another_loss_goes_on_the_best_of_two_starts_of_sparse_data_does(
+def test_where_another_loss_goes_on_sparse_data_need_but_their_singular_vectors(
     polish, sparse, rng, monkeypatch
 ):
     V = sparse_counts(rng, 900, 200, 0.05)
@@ -221,10 +221,20 @@ def test_where_another_loss_goes_on_the_best_of_two_starts_of_sparse_data_does(
     (best,) = race.run_race(V, 8, 0, range(count + 1), 1, polish=polish)
     assert best.relative < 1.0
     if sparse and not polish:
-        assert count == 2
-        assert rounds == [(2, 300, 12), (2, 900, 4), (1, 900, 8)]
-        assert powers == [4]
+        assert count == 0
+        assert rounds == [(1, 900, race.BRIEF)]
+        assert powers == [race.ROUGHLY]
     else:
         last = [(1, 900, race.LAST)] if polish else []
         assert rounds[1:] == [(2, 900, 12), *last]
         assert powers == [9 if sparse else 7]
+
+
+@pytest.mark.filterwarnings("ignore::dasknmf.numerics.errors.FactorWarning")
+def test_more_components_than_columns_start_from_random_ones(rng):
+    """There are no singular vectors for all of them."""
+    V = sparse_counts(rng, 300, 12, 0.3)
+    assert race.count_candidates(V, 300, 12, polish=False) == 0
+    assert race.count_candidates(V, 300, 13, polish=False) >= race.FEWEST
+    model = NMF(15, beta_loss="kullback-leibler", random_state=0, max_iter=20).fit(V)
+    assert model.history_["loss"][-1] < 1e-3 * V.sum()

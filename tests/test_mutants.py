@@ -239,9 +239,9 @@ MUTANTS = [
         "test_listed.py::test_threads_form_lists_that_a_merge_makes_sums_of",
     ),
     Mutant(
-        "the best start runs as long again as all of them", "parallel/race.py",
-        "ROUND - SCOUT, EARLY", "ROUND, EARLY",
-        f"{FIRST}::test_where_another_loss_goes_on_the_best_of_two_starts_of_sparse_data_does",
+        "random starts run beside one that is better", "parallel/race.py",
+        "        return 0\n", "        return FEWEST\n",
+        f"{FIRST}::test_where_another_loss_goes_on_sparse_data_need_but_their_singular_vectors",
     ),
     Mutant(
         "threads solve rows from the first wave alone", "parallel/driver.py",
