@@ -229,6 +229,11 @@ MUTANTS = [
         f"{FIRST}::test_rows_are_as_exact_as_the_last_pass_has_shown_to_pay",
     ),
     Mutant(
+        "last rows explain what the last tile does", "numerics/solvers/als.py",
+        "explained[n] += float(", "explained[n] = float(",
+        f"{SOLVERS}::test_last_rows_tell_their_loss_without_the_other_product",
+    ),
+    Mutant(
         "final rows bring the sums of a half-step", "numerics/solvers/newton.py",
         "shares=False", "shares=True",
         f"{FIRST}::test_final_rows_and_their_loss_bring_nothing_else",

@@ -199,6 +199,32 @@ def test_a_walk_by_tiles_is_that_over_the_whole_slab(sparse, penalty, rng, monke
         np.testing.assert_allclose(of_tiles.gram, W.T @ W, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("penalty", [Penalty(0.0, 0.0), Penalty(0.3, 0.2)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_last_rows_tell_their_loss_without_the_other_product(
+    sparse, dtype, penalty, rng, monkeypatch
+):
+    """Rows of two models, tile by tile; to the loss that the residual itself has."""
+    monkeypatch.setattr(walk, "WALK_BYTES", 1 << 10)
+    V = (sparse_counts if sparse else planted)(rng, 301, 40).astype(dtype)
+    loss, fixed = make_loss(2.0), tuple(rng.random((40, k)).astype(dtype) for k in (5, 3))
+    old, prices = tuple(np.zeros((301, F.shape[1])) for F in fixed), (penalty, penalty)
+    expected = make_solver("als", loss).visit(loss, V, old, fixed, prices)
+    monkeypatch.setattr(walk.Walk, "add", None)
+    found = make_solver("als", loss).ending().visit(loss, V, old, fixed, prices)
+    dense = np.asarray(V.todense() if sparse else V, np.float64)
+    for W, same, terms, theirs, F in zip(
+        found[0], expected[0], found[1], expected[1], fixed, strict=True
+    ):
+        np.testing.assert_array_equal(W, same)
+        left = loss.value(terms, F, np.sum(dense**2))
+        np.testing.assert_array_equal(terms.gram, theirs.gram)
+        exact = 0.5 * np.sum((dense - W.astype(np.float64) @ F.T.astype(np.float64)) ** 2)
+        assert left == pytest.approx(exact, rel=1e-12 if dtype == np.float64 else 1e-5)
+        assert left == pytest.approx(loss.value(theirs, F, np.sum(dense**2)), rel=1e-5)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-9, 1e9, 1e30])
 def test_a_tiles_share_stays_in_the_range_of_float32(scale, rng):
     """Where the square of the data does not."""

@@ -24,7 +24,7 @@ from dasknmf.numerics import kernels, kullback, weighted
 from dasknmf.numerics.errors import DataError, ParameterError
 from dasknmf.numerics.kernels import Array, Float64, Slab
 from dasknmf.numerics.observed import Observed
-from dasknmf.numerics.terms import Columns, Each, Exponent, Listed, Normal, Split, Terms
+from dasknmf.numerics.terms import Columns, Each, Exponent, Fitted, Listed, Normal, Split, Terms
 
 NAMES = {"frobenius": 2.0, "kullback-leibler": 1.0, "itakura-saito": 0.0}
 
@@ -100,8 +100,10 @@ class Frobenius(Loss):
 
     def explained(self, terms: Terms, moving: Array) -> float:
         """<C, F> - 1/2 <G, FᵀF>: what F takes off 1/2 ||V||². Parts of F's rows add up."""
-        assert isinstance(terms, Normal | Each)
         F = moving.astype(np.float64, copy=False)
+        if isinstance(terms, Fitted):
+            return terms.explained - 0.5 * float(np.sum(terms.gram * kernels.gram(F)))
+        assert isinstance(terms, Normal | Each)
         dot = float(np.vdot(kernels.own(terms.cross), kernels.own(F)))
         if isinstance(terms, Each):
             model = terms.norm(F)

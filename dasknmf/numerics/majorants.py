@@ -78,6 +78,7 @@ def majorant(loss: Loss, terms: Terms, H: Array) -> Normal | Each | Columns | Ma
         bare = terms._replace(value=0.0, pull=None, curvature=None)
         return bare._replace(value=terms.value - _columns_value(bare, _wide(H)))
     assert isinstance(loss, BetaDivergence)
+    assert isinstance(terms, Split)
     wide = _wide(H)
     up, down = _powers(loss.beta)
     found = Majorant(_times(up, wide, terms.neg), _times(down, wide, terms.pos), 0.0)
@@ -113,6 +114,7 @@ def as_terms(loss: Loss, terms: Normal | Each | Columns | Majorant, H: Array) ->
     if not isinstance(terms, Majorant):
         return terms
     assert isinstance(loss, BetaDivergence)
+    assert isinstance(terms, Split)
     wide = _wide(H)
     up, down = _powers(loss.beta)
     neg, pos = _times(-up, wide, terms.a), _times(-down, wide, terms.b)

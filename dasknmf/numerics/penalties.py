@@ -11,7 +11,7 @@ import numpy as np
 
 from dasknmf.numerics.errors import ParameterError
 from dasknmf.numerics.kernels import Array
-from dasknmf.numerics.terms import Columns, Each, Listed, Normal, Split, Terms
+from dasknmf.numerics.terms import Columns, Each, Fitted, Listed, Normal, Split, Terms
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Penalty:
         """Add the penalty's gradient to the terms."""
         if not self.active:
             return terms
-        assert not isinstance(terms, Listed)
+        assert not isinstance(terms, Listed | Fitted)
         if isinstance(terms, Normal):
             ridge = self.l2 * np.eye(terms.gram.shape[0])
             return Normal(terms.cross - self.l1, terms.gram + ridge)

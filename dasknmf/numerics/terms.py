@@ -55,6 +55,16 @@ class Each(NamedTuple):
         return Each(self.cross[some], self.gram, self.packed[some])
 
 
+class Fitted(NamedTuple):
+    """Least squares of a pair from which no other factor follows: what is left to know is its loss.
+
+    ``explained`` <V, W H>, of whose two factors both are known; ``gram`` WᵀW, shape (k, k).
+    """
+
+    explained: float
+    gram: Float64
+
+
 class Split(NamedTuple):
     """Any loss: its gradient in F is ``pos - neg``, both non-negative, shaped like F.
 
@@ -236,7 +246,7 @@ class Exponent(float):
     """A power that belongs to the loss, not to a slab: merging keeps it instead of adding it."""
 
 
-Terms = Normal | Each | Split | Columns | Listed
+Terms = Normal | Each | Fitted | Split | Columns | Listed
 
 
 def add(parts: Sequence[T]) -> T:

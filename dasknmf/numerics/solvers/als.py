@@ -25,7 +25,7 @@ from dasknmf.numerics.losses import Frobenius, Loss
 from dasknmf.numerics.observed import Observed
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers.base import Gains, Prices, Rows, Solver
-from dasknmf.numerics.terms import Each, Normal, Terms
+from dasknmf.numerics.terms import Each, Fitted, Normal, Terms
 
 
 class Ready(NamedTuple):
@@ -47,6 +47,9 @@ class ALS(Solver):
     warm
         Start from the old rows. The solution is the same to ``gain``, and found sooner when the
         rows were close; without it, a row depends on V and the fixed factor alone.
+    shares
+        Whether slabs bring what the other half needs, or only their loss, for one product less.
+        With weights they always do.
     """
 
     name: ClassVar[str] = "als"
@@ -58,6 +61,11 @@ class ALS(Solver):
     tol: float = 1e-10
     gain: float = 0.0
     warm: bool = False
+    shares: bool = True
+
+    def ending(self) -> ALS:
+        """Rows and their loss."""
+        return replace(self, shares=False)
 
     def loosened(self, gain: float, *, warm: bool = False) -> ALS:
         """Stop where less than ``gain`` is left."""
@@ -84,7 +92,7 @@ class ALS(Solver):
         ready = self.ready(fixed, prices)
         with ready.side.scratch() as scratch:
             walk = Walk(V, ready.side, scratch)
-            return self._rows(walk, fixed, prices, gains, ready, share=False)
+            return replace(self, shares=False)._rows(walk, fixed, prices, gains, ready)[0]
 
     def visit(
         self, loss: Loss, V: Slab, old: Rows, fixed: Rows, prices: Prices, gains: Gains = None,
@@ -98,15 +106,18 @@ class ALS(Solver):
         ready = ready or self.ready(fixed, prices)
         with ready.side.scratch() as scratch:
             walk = Walk(V, ready.side, scratch)
-            new = self._rows(walk, fixed, prices, gains, ready, share=True)
-        pairs = zip(walk.shares(), new, strict=True)
-        return new, [Normal(share, kernels.gram(W)) for share, W in pairs]
+            new, explained = self._rows(walk, fixed, prices, gains, ready)
+        grams = [kernels.gram(W) for W in new]
+        if not self.shares:
+            return new, [Fitted(*pair) for pair in zip(explained, grams, strict=True)]
+        return new, [Normal(*pair) for pair in zip(walk.shares(), grams, strict=True)]
 
     def _rows(
-        self, walk: Walk, fixed: Rows, prices: Prices, gains: Gains, ready: Ready, *, share: bool
-    ) -> Rows:
-        """Rows of every model; ``share``: what they bring to the other half is added up."""
+        self, walk: Walk, fixed: Rows, prices: Prices, gains: Gains, ready: Ready
+    ) -> tuple[Rows, list[float]]:
+        """Rows of every model; what they bring to the other half is added up, or <V, W H>."""
         new = tuple(np.empty((walk.V.shape[0], F.shape[1]), F.dtype) for F in fixed)
+        explained = [0.0] * len(fixed)
         for start, stop, products in walk:
             for n, (cross, F) in enumerate(zip(products, fixed, strict=True)):
                 gram, system = ready.systems[n]
@@ -117,9 +128,11 @@ class ALS(Solver):
                 new[n][start:stop] = kernels.solve_rows(
                     terms.cross, system, None, self.sweeps, self.tol, gain, out
                 )
-            if share:
+                if not self.shares:
+                    explained[n] += float(np.vdot(cross, new[n][start:stop]))
+            if self.shares:
                 walk.add([W[start:stop] for W in new])
-        return new
+        return new, explained
 
     def _rules(self, prices: Prices, gains: Gains) -> list[weighted.Solve]:
         return [
