@@ -71,6 +71,16 @@ def test_a_component_that_was_not_met_yet_can_still_be_of_use(rng):
     assert Foreseen.of([Columns(H, 0.0 * mass, None, None, 1.0)], H, 2.0) is None
 
 
+def test_entries_next_to_nothing_count_as_zero(rng):
+    """mass / h would overflow."""
+    H = np.array([[1e-310, 1.0], [0.0, 2e-300]])
+    terms = Columns(H, np.array([3.0, 1e9]), H, H, 1.0)
+    with np.errstate(over="raise", divide="raise", invalid="raise"):
+        found = Foreseen.of([terms], H, 2.0).part(slice(None))
+    np.testing.assert_array_equal(found.curvature, [[0, 0, 2e9], [0, 0, 0]])
+    np.testing.assert_array_equal(found.pull, [[0, 2e9], [0, 0]])
+
+
 @pytest.mark.parametrize("solver", [Newton(), Newton(curved=False)], ids=str)
 def test_what_agrees_with_the_factor_leaves_it_where_it_is(solver, rng):
     """All that is foreseen does, and so do slabs that are fitted exactly."""

@@ -200,7 +200,7 @@ MUTANTS = [
     ),
     Mutant(
         "slabs not seen bend as if their factor were one", "numerics/terms.py",
-        "bend = np.divide(pull, H,", "bend = np.divide(pull, 1.0,",
+        "np.divide(pull, H, out", "np.divide(pull, 1.0, out",
         f"{FIRST}::test_slabs_not_seen_bend_as_the_bound_of_em_does",
     ),
     Mutant(

@@ -18,6 +18,7 @@ from dasknmf.numerics.kullback import Kept
 T = TypeVar("T")
 Share = Callable[[Callable[[slice], None], int], Any]  # of n columns among threads, a slice each
 LEAST = 1e-3  # of the mean mass: what a component is taken to have in slabs not seen yet
+NOTHING = 1e-200  # of the mass: an entry so small is zero, or what divides by it would overflow
 
 
 class Normal(NamedTuple):
@@ -237,9 +238,9 @@ class Foreseen(NamedTuple):
         k = self.mass.size
         curvature = np.zeros((H.shape[0], k * (k + 1) // 2))
         diagonal = np.cumsum(np.arange(1, k + 1)) - 1
-        bend = np.divide(pull, H, out=np.zeros(H.shape), where=H > 0.0)  # a zero stays one
-        curvature[:, diagonal] = bend
-        return Columns(H * self.mass, self.mass, np.where(H > 0.0, pull, 0.0), curvature, 0.0)
+        there = pull * NOTHING < H  # what is zero stays so
+        curvature[:, diagonal] = np.divide(pull, H, out=np.zeros(H.shape), where=there)
+        return Columns(H * self.mass, self.mass, np.where(there, pull, 0.0), curvature, 0.0)
 
 
 class Exponent(float):

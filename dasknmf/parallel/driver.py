@@ -49,10 +49,9 @@ def half_step_of_sum(
 
     A column's k × k curvature is read once then, and the sum of all columns' is nowhere held.
     """
-    split = [terms for terms in found if isinstance(terms, Split)]
-    if split:
-        return solver.half_step(F, add(split), penalty)
-    whole: list[Any] = [formed(terms) for terms in found if not isinstance(terms, Split)]
+    whole: list[Any] = [formed(terms) for terms in found]
+    if any(isinstance(terms, Split) for terms in whole):
+        return solver.half_step(F, add(whole), penalty)
     shared = solver.shared(add([terms.part(NONE) for terms in whole]), penalty)
 
     def part(some: slice) -> Array:
