@@ -41,14 +41,22 @@ def make_list(curvature, kept, width, stored):
 
 
 @helper(REGROUP)
+def divergence(v, y):
+    """Σ v log(v/y). It stores nothing: where a loop does, whether it may be regrouped depends on
+    where its arrays happen to lie, and with that the last bits of a sum."""
+    value = 0.0
+    for p in range(v.size):
+        value += v[p] * np.log(v[p] / y[p])
+    return value
+
+
+@helper(REGROUP)
 def note(w, entries, mass, row, neg, listed, noted):
     """Add a row's numerators, and list its entries; give Σ v log(v/y), and the list's length."""
     v, y, index = entries
     column, of_row, ratio_of, bend = listed
-    value = 0.0
     for p in range(v.size):
         ratio = v[p] / y[p]  # v and y are both in units of the row's mass
-        value += v[p] * np.log(ratio)
         j = index[p]
         if neg.shape[0]:
             for a in range(w.size):
@@ -58,7 +66,7 @@ def note(w, entries, mass, row, neg, listed, noted):
             if ratio_of.size:
                 ratio_of[noted] = ratio
             noted += 1
-    return value * mass, noted
+    return divergence(v, y) * mass, noted
 
 
 @helper()
