@@ -198,6 +198,20 @@ def test_a_row_depends_on_nothing_but_itself(layout, rng):
         np.testing.assert_array_equal(found, whole[part])
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_bit_depends_on_where_arrays_lie(layout, rng):
+    """What is allocated before decides where; the loss took part in loops that store, and did."""
+    V, Ht = rng.poisson(2.0, (40, 90)).astype(float), rng.gamma(0.3, 1.0, (90, 10))
+    for row in V:
+        slab, found = LAYOUTS[layout](row[None]), set()
+        for _ in range(12):
+            between = [np.empty(size) for size in rng.integers(1, 3000, rng.integers(20))]
+            rows, kept, value = kullback.kl_lists(slab, Ht, (0.0, 0.0), EXACT_ROWS)
+            found.add((rows.tobytes(), *(part.tobytes() for part in kept), value))
+            del between
+        assert len(found) == 1
+
+
 def test_dense_and_csr_are_the_same_arithmetic(rng):
     V, Ht = counts(rng, 30), rng.random((8, 4))
     dense = kullback.kl_rows(V, Ht, (0.1, 0.2), EXACT_ROWS, "curvature")

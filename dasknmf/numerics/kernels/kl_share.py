@@ -42,8 +42,7 @@ def make_list(curvature, kept, width, stored):
 
 @helper(REGROUP)
 def divergence(v, y):
-    """Σ v log(v/y). It stores nothing: where a loop does, whether it may be regrouped depends on
-    where its arrays happen to lie, and with that the last bits of a sum."""
+    """Σ v log(v/y). A loop of its own: in one that stores, last bits depended on where arrays lay."""
     value = 0.0
     for p in range(v.size):
         value += v[p] * np.log(v[p] / y[p])
