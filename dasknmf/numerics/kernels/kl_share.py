@@ -42,7 +42,7 @@ def make_list(curvature, kept, width, stored):
 
 @helper(REGROUP)
 def divergence(v, y):
-    """Σ v log(v/y). A loop of its own: in one that stores, last bits depended on where arrays lay."""
+    """Σ v log(v/y). In a loop that stores, its last bits depended on where the arrays lay."""
     value = 0.0
     for p in range(v.size):
         value += v[p] * np.log(v[p] / y[p])
