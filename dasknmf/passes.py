@@ -183,9 +183,8 @@ class Loop:
 
     @property
     def _problem(self) -> Problem:
-        seen = self.state.inspection
-        squares = None if seen is None else seen.squares
-        return Problem(self.settings.loss, self.settings.penalties[1], squares)
+        settings, seen = self.settings, self.state.inspection
+        return Problem.of(settings.loss, settings.penalties[1], seen, settings.start.init)
 
     def _problem_of(self, model: Model) -> Problem:
         lots, problem = self.settings.lots, self._problem

@@ -209,6 +209,16 @@ MUTANTS = [
         f"{FIRST}::test_passes_of_waves_are_those_of_the_twin",
     ),
     Mutant(
+        "what is not seen yet is forgotten where V is heavier", "numerics/terms.py",
+        "max(total / seen - 1.0, LEAST)", "max(seen / total, LEAST)",
+        f"{FIRST}::test_what_is_not_seen_weighs_what_is_missing_of_the_total",
+    ),
+    Mutant(
+        "a factor that was given moves by a part of V", "ensemble.py",
+        "foreseen is None or not problem.foresees", "foreseen is None",
+        f"{FIRST}::test_a_converged_factor_stays_where_it_is",
+    ),
+    Mutant(
         "what is ahead may come to zero", "ensemble.py",
         "NEAREST * short", "0.0 * short",
         f"{FIRST}::test_passes_of_waves_are_those_of_the_twin",
@@ -244,9 +254,9 @@ MUTANTS = [
         "test_listed.py::test_threads_form_lists_that_a_merge_makes_sums_of",
     ),
     Mutant(
-        "random starts run beside one that is better", "parallel/race.py",
-        "        return 0\n", "        return FEWEST\n",
-        f"{FIRST}::test_where_another_loss_goes_on_sparse_data_need_but_their_singular_vectors",
+        "the best start runs as long again as all of them", "parallel/race.py",
+        "ROUND - SCOUT, EARLY", "ROUND, EARLY",
+        f"{FIRST}::test_where_another_loss_goes_on_the_best_of_two_starts_of_sparse_data_does",
     ),
     Mutant(
         "threads solve rows from the first wave alone", "parallel/driver.py",
@@ -333,8 +343,8 @@ MUTANTS = [
     ),
     Mutant(
         "penalty of the rows on the short factor", "passes.py",
-        "Problem(self.settings.loss, self.settings.penalties[1], squares)",
-        "Problem(self.settings.loss, self.settings.penalties[0], squares)",
+        "Problem.of(settings.loss, settings.penalties[1], seen,",
+        "Problem.of(settings.loss, settings.penalties[0], seen,",
         f"{FITS}::test_kkt_conditions_hold_at_convergence[als-2.0-400-L2]",
     ),
     Mutant(

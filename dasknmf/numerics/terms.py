@@ -221,11 +221,20 @@ class Foreseen(NamedTuple):
     curved: bool
 
     @staticmethod
-    def of(found: Sequence[Columns], short: Array, ratio: float) -> Foreseen | None:
-        """From sums of a part of V; the rest is ``ratio`` times as much. None if they are empty."""
-        mass: Float64 = ratio * sum(np.atleast_2d(p.mass).mean(axis=0) for p in found)
+    def of(
+        found: Sequence[Columns], short: Array, ratio: float, total: float | None = None
+    ) -> Foreseen | None:
+        """From sums of a part of V; None if they are empty.
+
+        The rest is what it lacks of ``total``, ΣV; where that is not known, ``ratio`` times it.
+        """
+        mass: Float64 = sum((np.atleast_2d(p.mass).mean(axis=0) for p in found), np.zeros(()))
         if not mass.any():
             return None
+        if total is not None:
+            seen = sum(float(np.sum(p.counts)) for p in found)
+            ratio = max(total / seen - 1.0, LEAST) if seen > 0.0 else ratio
+        mass = mass * ratio
         mass = np.maximum(mass, LEAST * mass.mean())  # of a component that only others may need
         return Foreseen(short, mass, all(p.curvature is not None for p in found))
 

@@ -30,10 +30,11 @@ from dasknmf.parallel.driver import half_step
 
 CANDIDATES = 4  # random starts where they are cheap against a pass
 FEWEST = 3
+ENOUGH = 2  # of a sparse sample, if the fit goes on with another loss: its passes move further, and
+SCOUT = 4  # iterations of the second round, there, after which the best goes on alone
 FIRST_ROWS = 300  # of the sample, on which all of them run
 SECOND = 1  # random candidates that see the whole sample, beside the one of the singular vectors
 ROUND = 12  # iterations of a round
-BRIEF = 8  # of a sparse sample, where the fit goes on with another loss: its passes move further
 LAST = 20
 EARLY, LATE = 1e-3, 1e-4  # relative change that ends a round, and the last one
 ROUGH, ACCURACY = 1e-4, 1e-5  # of the rows, in the first round and then: what may be left to gain,
@@ -44,7 +45,7 @@ BUDGET = 8.0  # passes over V whose arithmetic the first round may cost
 POWER = 7  # iterations for singular vectors of a sample, as many as scikit-learn's;
 POWER_K = 4  # of a sparse one, an iteration more for every so many vectors: singular values of text
 # lie close together, and there the last ones need more
-ROUGHLY = 4  # where its round is a brief one
+ROUGHLY = 4  # of a sparse one, where the fit goes on with another loss
 SOLVE = 80.0  # operations of a row solve, in units of k²: half a microsecond at k = 16
 
 
@@ -124,15 +125,10 @@ def _values(V: Slab) -> Array:
 
 
 def count_candidates(sample: Slab, rows_of_all: int, k: int, *, polish: bool = True) -> int:
-    """How many random starts the first round may have, from what an iteration and a pass cost.
-
-    None where V is sparse and the fit goes on with another loss than the race. Random ones beside
-    that of the singular vectors made 14 of 16 fits to counts end within 5e-4 of where they end
-    without them, and two 1e-3 and 2e-3 lower, for a tenth of a fit's time.
-    """
+    """How many starts the first round may have, from what an iteration and a pass cost."""
+    if kernels.is_sparse(sample) and not polish:
+        return ENOUGH
     rows, columns = sample.shape
-    if _brief(sample, polish) and k <= min(rows, columns):
-        return 0
     first = min(rows, FIRST_ROWS)
     density = _values(sample).size / rows  # stored values a row
 
@@ -143,10 +139,6 @@ def count_candidates(sample: Slab, rows_of_all: int, k: int, *, polish: bool = T
     return int(np.clip(BUDGET * cost(rows_of_all, rows_of_all) / iterations, FEWEST, CANDIDATES))
 
 
-def _brief(sample: Slab, polish: bool) -> bool:
-    return kernels.is_sparse(sample) and not polish
-
-
 def run_race(
     sample: Slab, k: int, seed: int, numbers: Sequence[int], survivors: int, *, polish: bool = True
 ) -> list[Candidate]:
@@ -155,7 +147,7 @@ def run_race(
     Number 0 is no random start: it comes from the singular vectors of the sample, and joins the
     others in the second round. ``polish``: whether those that are left run until they rest. For a
     fit by another loss that brings nothing: its first pass moves further than all of these steps.
-    Where V is sparse the race would be a large part of such a fit, and a brief one is as good.
+    Where V is sparse the race is a large part of such a fit, and a rougher one is as good.
     """
     rows, columns = sample.shape
     dtype = sample.dtype
@@ -168,10 +160,12 @@ def run_race(
         seeded = []
         if 0 in numbers and k <= min(rows, columns) and not isinstance(sample, Observed):
             seeded = [pool.submit(_svd_candidate, sample, k, seed, polish)]  # while the others run
-        racing = _first_round(pool, racing, few) if racing else []
+        racing = _first_round(pool, racing, few)
         racing = [found.result() for found in seeded] + racing[: max(SECOND, survivors)]
-        iterations = BRIEF if _brief(sample, polish) else ROUND
-        racing = _round(pool, racing, sample, iterations, EARLY)[:survivors]
+        if kernels.is_sparse(sample) and not polish:
+            racing = _round(pool, racing, sample, SCOUT, EARLY)[:survivors]
+            return _round(pool, racing, sample, ROUND - SCOUT, EARLY)
+        racing = _round(pool, racing, sample, ROUND, EARLY)[:survivors]
         return _round(pool, racing, sample, LAST, LATE) if polish else racing
 
 
