@@ -84,7 +84,7 @@ def test_what_is_not_seen_weighs_what_is_missing_of_the_total(rng):
     np.testing.assert_allclose(alone.mass, 1e-3 * terms.mass, rtol=1e-9)
 
 
-def test_a_converged_factor_stays_where_it_is(rng):
+def test_a_converged_factor_stays_where_it_is(rng, many_slabs):
     """A fit that goes on from one gives what it began with, or better; from the first pass on."""
     V = sparse_counts(rng, 400, 60, 0.3)
     given = {"beta_loss": "kullback-leibler", "tol": 0}

@@ -114,7 +114,6 @@ def as_terms(loss: Loss, terms: Normal | Each | Columns | Majorant, H: Array) ->
     if not isinstance(terms, Majorant):
         return terms
     assert isinstance(loss, BetaDivergence)
-    assert isinstance(terms, Split)
     wide = _wide(H)
     up, down = _powers(loss.beta)
     neg, pos = _times(-up, wide, terms.a), _times(-down, wide, terms.b)
