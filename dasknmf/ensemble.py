@@ -155,18 +155,20 @@ class Model:
 
         While waves are missing they are taken to agree with the factor that there is: it moves a
         part of the way, which saves most of a read. (A factor that has converged, as one given by
-        the user may have, would end 0.2 % above where it began, three passes later: it waits.)
+        the user may have, would come back above where it began: it waits.)
         """
         if sums.terms is not None:  # once, for the half-steps after all waves of a pass
             sums = sums._replace(terms=formed(sums.terms))
         self.waves = [*self.waves[:wave], sums, *self.waves[wave + 1 :]]
         found: list[Terms | Foreseen] = [*self._found()]
         missing = len(self.waves) - len(found)
+        if missing and not problem.foresees:
+            return
         if missing:
             columns = [terms for terms in found if isinstance(terms, Columns)]
             total = problem.total if sums.squares is None else None
             foreseen = Foreseen.of(columns, self.short, missing / len(found), total)
-            if foreseen is None or not problem.foresees:
+            if foreseen is None:
                 return
             found.append(foreseen)
         short = half_step_of_sum(solver, self.short, found, problem.penalty)

@@ -193,7 +193,7 @@ def test_rows_are_as_exact_as_the_last_pass_has_shown_to_pay(rng):
 
 
 def test_the_first_read_gets_further_than_from_where_it_began(reuters, monkeypatch):
-    """Of what three passes gain on real counts, the first gains most."""
+    """Against waiting for all waves, on real counts: after the first pass, and after three."""
 
     def losses():
         model = NMF(20, beta_loss="kullback-leibler", random_state=0, max_iter=3, tol=0.0)

@@ -169,7 +169,7 @@ MUTANTS = [
     ),
     Mutant(
         "a tile's share comes from the rows of the first", "numerics/solvers/als.py",
-        "walk.add([W[start:stop] for W in new])", "walk.add([W[: stop - start] for W in new])",
+        "[W[start:stop] for W in new])", "[W[: stop - start] for W in new])",
         f"{SOLVERS}::test_a_walk_by_tiles_is_that_over_the_whole_slab",
     ),
     Mutant(
@@ -215,7 +215,7 @@ MUTANTS = [
     ),
     Mutant(
         "a factor that was given moves by a part of V", "ensemble.py",
-        "foreseen is None or not problem.foresees", "foreseen is None",
+        "missing and not problem.foresees", "False",
         f"{FIRST}::test_a_converged_factor_stays_where_it_is",
     ),
     Mutant(

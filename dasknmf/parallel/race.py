@@ -30,7 +30,7 @@ from dasknmf.parallel.driver import half_step
 
 CANDIDATES = 4  # random starts where they are cheap against a pass
 FEWEST = 3
-ENOUGH = 2  # of a sparse sample, if the fit goes on with another loss: its passes move further, and
+ENOUGH = 2  # where the race is a rough one
 SCOUT = 4  # iterations of the second round, there, after which the best goes on alone
 FIRST_ROWS = 300  # of the sample, on which all of them run
 SECOND = 1  # random candidates that see the whole sample, beside the one of the singular vectors
@@ -45,7 +45,7 @@ BUDGET = 8.0  # passes over V whose arithmetic the first round may cost
 POWER = 7  # iterations for singular vectors of a sample, as many as scikit-learn's;
 POWER_K = 4  # of a sparse one, an iteration more for every so many vectors: singular values of text
 # lie close together, and there the last ones need more
-ROUGHLY = 4  # of a sparse one, where the fit goes on with another loss
+ROUGHLY = 4  # where the race is a rough one
 SOLVE = 80.0  # operations of a row solve, in units of k²: half a microsecond at k = 16
 
 
@@ -126,7 +126,7 @@ def _values(V: Slab) -> Array:
 
 def count_candidates(sample: Slab, rows_of_all: int, k: int, *, polish: bool = True) -> int:
     """How many starts the first round may have, from what an iteration and a pass cost."""
-    if kernels.is_sparse(sample) and not polish:
+    if _rough(sample, polish):
         return ENOUGH
     rows, columns = sample.shape
     first = min(rows, FIRST_ROWS)
@@ -137,6 +137,11 @@ def count_candidates(sample: Slab, rows_of_all: int, k: int, *, polish: bool = T
 
     iterations = ROUND * cost(first, first + columns)
     return int(np.clip(BUDGET * cost(rows_of_all, rows_of_all) / iterations, FEWEST, CANDIDATES))
+
+
+def _rough(sample: Slab, polish: bool) -> bool:
+    """Sparse, and the fit goes on with another loss, whose passes move further than the race."""
+    return kernels.is_sparse(sample) and not polish
 
 
 def run_race(
@@ -162,7 +167,7 @@ def run_race(
             seeded = [pool.submit(_svd_candidate, sample, k, seed, polish)]  # while the others run
         racing = _first_round(pool, racing, few)
         racing = [found.result() for found in seeded] + racing[: max(SECOND, survivors)]
-        if kernels.is_sparse(sample) and not polish:
+        if _rough(sample, polish):
             racing = _round(pool, racing, sample, SCOUT, EARLY)[:survivors]
             return _round(pool, racing, sample, ROUND - SCOUT, EARLY)
         racing = _round(pool, racing, sample, ROUND, EARLY)[:survivors]
@@ -191,9 +196,8 @@ def _random_start(number: int, seed: int, columns: int, k: int) -> Array:
 
 def _svd_candidate(sample: Slab, k: int, seed: int, polish: bool) -> Candidate:
     ensure_one_thread()
-    steps = POWER
-    if kernels.is_sparse(sample):
-        steps = POWER + k // POWER_K if polish else ROUGHLY
+    more = k // POWER_K if kernels.is_sparse(sample) else 0
+    steps = ROUGHLY if _rough(sample, polish) else POWER + more
     start = _svd_start(sample, k, seed, steps)
     return Candidate(0, start.astype(sample.dtype))
 

@@ -13,6 +13,7 @@ non-negativity-constrained least squares algorithm, J. Chemometrics 11, 1997 (th
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, final
 
@@ -92,7 +93,7 @@ class ALS(Solver):
         ready = self.ready(fixed, prices)
         with ready.side.scratch() as scratch:
             walk = Walk(V, ready.side, scratch)
-            return replace(self, shares=False)._rows(walk, fixed, prices, gains, ready)[0]
+            return self._rows(walk, fixed, prices, gains, ready, lambda products, rows: None)
 
     def visit(
         self, loss: Loss, V: Slab, old: Rows, fixed: Rows, prices: Prices, gains: Gains = None,
@@ -103,21 +104,30 @@ class ALS(Solver):
             rows, terms = weighted.least_squares(V, fixed, self._rules(prices, gains))
             return tuple(rows), list(terms)
         assert isinstance(loss, Frobenius)
-        ready = ready or self.ready(fixed, prices)
+        ready, explained = ready or self.ready(fixed, prices), [0.0] * len(fixed)
+
+        def explain(products: Sequence[Float64], rows: Sequence[Array]) -> None:
+            for n, (cross, W) in enumerate(zip(products, rows, strict=True)):
+                explained[n] += float(np.vdot(cross, W))
+
+        def bring(products: Sequence[Float64], rows: Sequence[Array]) -> None:
+            walk.add(rows)
+
         with ready.side.scratch() as scratch:
             walk = Walk(V, ready.side, scratch)
-            new, explained = self._rows(walk, fixed, prices, gains, ready)
+            use = bring if self.shares else explain
+            new = self._rows(walk, fixed, prices, gains, ready, use)
         grams = [kernels.gram(W) for W in new]
         if not self.shares:
             return new, [Fitted(*pair) for pair in zip(explained, grams, strict=True)]
         return new, [Normal(*pair) for pair in zip(walk.shares(), grams, strict=True)]
 
     def _rows(
-        self, walk: Walk, fixed: Rows, prices: Prices, gains: Gains, ready: Ready
-    ) -> tuple[Rows, list[float]]:
-        """Rows of every model; what they bring to the other half is added up, or <V, W H>."""
+        self, walk: Walk, fixed: Rows, prices: Prices, gains: Gains, ready: Ready,
+        use: Callable[[Sequence[Float64], Sequence[Array]], None],
+    ) -> Rows:  # fmt: skip
+        """Rows of every model; ``use`` gets each tile's products and rows, while they are near."""
         new = tuple(np.empty((walk.V.shape[0], F.shape[1]), F.dtype) for F in fixed)
-        explained = [0.0] * len(fixed)
         for start, stop, products in walk:
             for n, (cross, F) in enumerate(zip(products, fixed, strict=True)):
                 gram, system = ready.systems[n]
@@ -128,11 +138,8 @@ class ALS(Solver):
                 new[n][start:stop] = kernels.solve_rows(
                     terms.cross, system, None, self.sweeps, self.tol, gain, out
                 )
-                if not self.shares:
-                    explained[n] += float(np.vdot(cross, new[n][start:stop]))
-            if self.shares:
-                walk.add([W[start:stop] for W in new])
-        return new, explained
+            use(products, [W[start:stop] for W in new])
+        return new
 
     def _rules(self, prices: Prices, gains: Gains) -> list[weighted.Solve]:
         return [
