@@ -76,10 +76,9 @@ class Loop:
     """One fit: its state, and what is done to it, wave after wave.
 
     Where the solver takes waves, a pass is a row of them; its loss is that of the pair it ends with
-    (for losses whose terms can't tell it: the sum over the waves, each at the short factor that it
-    met). Otherwise, and where so little is left of V that the loss has to be measured from its
-    entries, a pass is one visit to all slabs, and its loss that of the factors before the short one
-    moves.
+    (Kullback-Leibler: as models of the waves tell it). Otherwise, and where so little is left of V
+    that the loss has to be measured from its entries, a pass is one visit to all slabs, and its
+    loss that of the factors before the short one moves.
     """
 
     def __init__(self, executor: Executor, settings: Settings, keeper: Keeper) -> None:
@@ -257,7 +256,7 @@ class Loop:
             if state.wave < len(self.waves):
                 self.keeper.boundary(self._now, ended=False)
         for model in state.models:
-            model.close_pass(self._problem_of(model), self.settings.solver)
+            model.close_pass(self._problem_of(model))
 
     def _together(self, of: int) -> Sequence[int]:
         """The next wave; all that are left, where no short factor moves before the last."""

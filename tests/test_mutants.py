@@ -34,6 +34,7 @@ KERNELS, LOOPS = "numerics/kernels/__init__.py", "numerics/kernels/compiled.py"
 ROWS = "numerics/kernels/nnls.py"
 SOLVERS, FITS, PIECES = "test_solvers.py", "test_fits.py", "test_kernels.py"
 FIRST = "test_first_read.py"
+TOLD = "test_told_loss.py"
 TWIN = f"{SOLVERS}::test_update_equals_its_scalar_twin"
 VALUE = f"{SOLVERS}::test_value_of_the_loss_equals_its_scalar_twin"
 KKT = f"{SOLVERS}::test_exact_rows_satisfy_kkt_even_when_ill_conditioned"
@@ -157,6 +158,26 @@ MUTANTS = [
         "test_kl.py::test_waves_that_met_different_factors_add_up",
     ),
     Mutant(
+        "promises of quadratic models cost nothing", "ensemble.py",
+        "return min(told + CHARGE * (met - told) ** 2 / met, met)", "return told",
+        f"{TOLD}::test_what_models_promise_is_charged_for",
+    ),
+    Mutant(
+        "models are taken for those of the factor that they lead to", "ensemble.py",
+        "formed(sums.terms).met(self.target)", "formed(sums.terms).met(self.short)",
+        f"{TOLD}::test_no_objective_rises_up_to_that_of_what_is_returned",
+    ),
+    Mutant(
+        "a pass taken back leaves the short factor where it went", "ensemble.py",
+        "objective, self.waves, self.short = self.good", "objective, self.waves, _ = self.good",
+        "test_kl.py::test_a_step_that_raised_the_objective_is_taken_back",
+    ),
+    Mutant(
+        "entries shrink for ever", "numerics/kernels/columns.py",
+        "if low[a] < NOTHING * largest:", "if low[a] < 0.0:",
+        f"{TOLD}::test_entries_that_nothing_depends_on_become_zero",
+    ),
+    Mutant(
         "bound coefficients are never freed", ROWS,
         "elif g > 0.0 and g * g > scale[t] * gram[a, a]",
         "elif g > 1e9 and g * g > scale[t] * gram[a, a]",
@@ -260,8 +281,7 @@ MUTANTS = [
     ),
     Mutant(
         "threads solve rows from the first wave alone", "parallel/driver.py",
-        "add([terms.part(some) for terms in whole])\n        return",
-        "whole[0].part(some)\n        return",
+        "add([terms.part(some) for terms in found])", "found[0].part(some)",
         "test_kl.py::test_half_steps_are_the_same_for_any_number_of_threads",
     ),
     Mutant(

@@ -88,6 +88,7 @@ class Columns(NamedTuple):
     every column packed: quadratic models, which add up likewise; None without curvature.
     ``mass`` has a row a column of V where not every entry counts the same.
     ``value``: the loss at the factors met. ``ridge``: the L2 penalty, once it is applied.
+    ``constant``: what :meth:`told` leaves out, from :meth:`met`.
     """
 
     counts: Float64
@@ -96,6 +97,7 @@ class Columns(NamedTuple):
     curvature: Float64 | None
     value: float
     ridge: float = 0.0
+    constant: float = 0.0
 
     @staticmethod
     def of(
@@ -104,6 +106,25 @@ class Columns(NamedTuple):
         """From Σ v w / y of every column, at the factor H that slabs have met."""
         pull = None if curvature is None else 2.0 * neg - mass  # C_j h_j is neg_j: y is linear in h
         return Columns(H * neg, mass, pull, curvature, value)
+
+    def met(self, H: Array) -> Columns:
+        """With the constant by which :meth:`told` is the loss itself at ``H``, which slabs met."""
+        wide = H.astype(np.float64, copy=False)
+        if self.pull is None:
+            return self._replace(constant=self.value - self.told(wide))
+        told = float(np.sum(self.mass * wide)) - 1.5 * float(np.sum(self.counts))  # C_j h_j = neg_j
+        return self._replace(constant=self.value - told)
+
+    def told(self, H: Float64) -> float:
+        """The loss at ``H``, but for the constant: by the quadratic models, or by EM's bound.
+
+        Both add up over slabs that met different H, and over parts of the columns.
+        """
+        if self.pull is None or self.curvature is None:
+            log = np.log(H, out=np.zeros(H.shape), where=H > 0.0)
+            return float(np.sum(self.mass * H)) - float(np.vdot(self.counts, log))
+        bent = loops("each").quadratic(own(self.curvature), own(H))
+        return 0.5 * float(bent) - float(np.vdot(self.pull, H))
 
     def part(self, some: slice) -> Columns:
         """Terms of some of the columns; ``value`` stays that of all."""
@@ -129,6 +150,7 @@ class Columns(NamedTuple):
             curvature=add([p.curvature for p in formed]) if curved else None,
             value=add([p.value for p in formed]),
             ridge=formed[0].ridge,
+            constant=sum(p.constant for p in formed),
         )
 
 

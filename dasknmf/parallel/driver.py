@@ -16,6 +16,7 @@ from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.solvers import Solver
 from dasknmf.numerics.stopping import Mask, alive, led, revive
 from dasknmf.numerics.terms import (
+    Columns,
     Each,
     Foreseen,
     Listed,
@@ -39,27 +40,34 @@ T = TypeVar("T")
 
 def half_step(solver: Solver, F: Array, terms: Terms, penalty: Penalty) -> Array:
     """``solver.half_step``, the rows of a long factor shared among threads: each is on its own."""
-    return half_step_of_sum(solver, F, [terms], penalty)
-
-
-def half_step_of_sum(
-    solver: Solver, F: Array, found: Sequence[Terms | Foreseen], penalty: Penalty
-) -> Array:
-    """The same from terms that are still to be added up, which each thread does for its rows.
-
-    A column's k × k curvature is read once then, and the sum of all columns' is nowhere held.
-    """
-    whole: list[Any] = [formed(terms) for terms in found]
-    if any(isinstance(terms, Split) for terms in whole):
-        return solver.half_step(F, add(whole), penalty)
-    shared = solver.shared(add([terms.part(NONE) for terms in whole]), penalty)
+    whole = formed(terms)
+    if isinstance(whole, Split):
+        return solver.half_step(F, whole, penalty)
+    shared = solver.shared(whole.part(NONE), penalty)
 
     def part(some: slice) -> Array:
-        terms = add([terms.part(some) for terms in whole])
-        return solver.half_step(F[some], terms, penalty, shared)
+        return solver.half_step(F[some], whole.part(some), penalty, shared)
 
-    height = BLOCK if F.shape[0] >= 2 * BLOCK else F.shape[0]
-    return np.concatenate(_in_parts(part, F.shape[0], height))
+    return np.concatenate(_in_blocks(part, F.shape[0]))
+
+
+def solve_columns(
+    solver: Solver, F: Array, found: Sequence[Columns | Foreseen], penalty: Penalty
+) -> tuple[Array, float]:
+    """``half_step`` from terms still to be added up, and the loss that they tell of the new factor.
+
+    Each thread adds up its columns' terms: the k × k curvature of a column is read once then, and
+    the sum of all columns' is nowhere held.
+    """
+
+    def part(some: slice) -> tuple[Array, float]:
+        terms = add([terms.part(some) for terms in found])
+        new = solver.half_step(F[some], terms, penalty)
+        return new, terms.told(new.astype(np.float64, copy=False))
+
+    news, told = zip(*_in_blocks(part, F.shape[0]), strict=True)
+    constants = [terms.constant for terms in found if isinstance(terms, Columns)]
+    return np.concatenate(news), sum(told) + sum(constants)
 
 
 def formed(terms: Any) -> Any:
@@ -71,6 +79,10 @@ def formed(terms: Any) -> Any:
 
 def _by_columns(work: Callable[[slice], None], columns: int) -> None:
     _in_parts(work, columns, BLOCK)
+
+
+def _in_blocks(work: Callable[[slice], T], rows: int) -> list[T]:
+    return _in_parts(work, rows, BLOCK if rows >= 2 * BLOCK else rows)
 
 
 def _in_parts(work: Callable[[slice], T], rows: int, height: int) -> list[T]:
@@ -104,7 +116,7 @@ def solve_least_squares(
     squared_norm: float,
     momentum: float,
 ) -> Solved:
-    """``half_step_of_sum``, the loss, and what is ahead of the factor, in one walk over its rows.
+    """The same by least squares, with what is ahead of the factor, in one walk over its rows.
 
     One after the other they read from memory what a thread here still has near. The parts are the
     same for any number of threads, and so is the sum of what they explain.

@@ -9,6 +9,8 @@ import numpy as np
 
 from dasknmf.numerics.kernels.compiling import REGROUP, entry
 
+NOTHING = 1e-80  # of a column's largest entry: what is less may be zero, or its products get slow
+
 
 @entry(REGROUP)
 def newton_columns(old, counts, pull, curvature, ridge, box, sweeps, out):
@@ -16,7 +18,7 @@ def newton_columns(old, counts, pull, curvature, ridge, box, sweeps, out):
 
     An entry stays within ``box`` times the old value, up and down; one next to zero may leave it
     up to a thousandth of the column's largest. Where no row has both (``counts`` zero) the
-    optimum can be zero itself; elsewhere the logarithm forbids that.
+    optimum can be zero itself; elsewhere the logarithm forbids that, until nothing depends on it.
     """
     k = old.shape[1]
     C = np.empty((k, k))
@@ -35,6 +37,8 @@ def newton_columns(old, counts, pull, curvature, ridge, box, sweeps, out):
                 g[a] += C[a, b] * old[j, b]
             inverse[a] = 1.0 / C[a, a] if C[a, a] > 0.0 else 0.0
             low[a] = old[j, a] / box if counts[j, a] > 0.0 else 0.0
+            if low[a] < NOTHING * largest:
+                low[a] = 0.0
             high[a] = max(old[j, a] * box, 1e-3 * largest)
             out[j, a] = old[j, a]
         began = 0.0
