@@ -108,6 +108,25 @@ class WhenLogged(logging.Handler):
         logging.getLogger("dasknmf").removeHandler(self)
 
 
+def test_a_worker_that_leaves_while_it_takes_factors_costs_an_attempt(stored, shaky, caplog):
+    """The scheduler's answer to that is a KeyError."""
+    expected = model().fit(da.from_zarr(stored)).components_
+
+    def forget(dask_scheduler):
+        update = dask_scheduler.update_data
+
+        def late(*, who_has, **given):
+            dask_scheduler.update_data = update
+            return update(who_has={key: ["tcp://127.0.0.1:1"] for key in who_has}, **given)
+
+        dask_scheduler.update_data = late
+
+    shaky.run_on_scheduler(forget)
+    found = model().fit(da.from_zarr(stored), client=shaky)
+    np.testing.assert_array_equal(found.components_, expected)
+    assert "attempt 1 of" in caplog.text
+
+
 # lost rows
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from distributed import Client, Future
+from distributed.comm import CommClosedError
 
 from dasknmf.parallel.bundling import Ask
 from dasknmf.parallel.loading import Recipe, small_recipes
@@ -80,7 +81,10 @@ class Sources:
         """Send data to the workers; ``name`` is what the dashboard shows, ``what`` what waits."""
         named = {f"nmf-{name}-{uuid.uuid4().hex}": item for item in data}
         send = partial(self.client.scatter, named, timeout=self.patience, asynchronous=True)
-        found = self.ask(send, what)
+        try:
+            found = self.ask(send, what)
+        except KeyError as error:  # the scheduler's: it no longer knows who took the data
+            raise CommClosedError(f"{what}: worker {error} left while it took them") from error
         return [found[key] for key in named]
 
     def find_recipes(self) -> list[Recipe] | None:
