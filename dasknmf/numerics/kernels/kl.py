@@ -18,6 +18,7 @@ import numpy as np
 from dasknmf.numerics.kernels.compiling import REGROUP, entry, helper
 from dasknmf.numerics.kernels.kl_share import add_listed, make_list, note, sort_listed
 
+LANES = 16  # entries that a loop takes at a time; it takes the rest one by one
 MODEL_SWEEPS = 100  # coordinate sweeps on the k × k model of a row: k² each, next to k² per entry
 HALVINGS = 40
 
@@ -230,8 +231,23 @@ def _gather(values, index, count, Ht, inverse, v, B, keep):
 
 
 @helper()
+def _fill_up(v, B, m):
+    """Entries of zeros behind a row's m, up to whole ``LANES``; give their number, too.
+
+    They add nothing to any sum. A model of one at them is no division by zero.
+    """
+    whole = -(-m // LANES) * LANES
+    v[m:whole] = 0.0
+    for a in range(B.shape[0]):
+        for p in range(m, whole):
+            B[a, p] = 1.0
+    return whole
+
+
+@helper()
 def _workspace(width, k):
     """Scratch of one slab: entries (v, y, r, z, x), components, B, C, free components."""
+    width = -(-width // LANES) * LANES
     return (
         np.empty((5, width)), np.empty((4, k)), np.empty((k, width)), np.empty((k, k)),
         np.empty(k, np.int64), np.empty(k), np.empty(k),
@@ -264,7 +280,7 @@ def _row(
     for a in range(k):
         rho[a] = l2 * fitted * inverse[a] * inverse[a]
         u[a] = 1.0 / live if weight[a] > 0.0 else 0.0
-    _solve_row(v, B, m, u, rho, rule, wide, small, C, free)
+    _solve_row(v, B, _fill_up(v, B, m), u, rho, rule, wide, small, C, free)
     for a in range(k):
         out[a] = u[a] * fitted / weight[a] if u[a] > 0.0 else 0.0
     found, noted = note(out, (v[:m], y, index), fitted, row, neg, listed, noted)
