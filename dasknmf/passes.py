@@ -337,10 +337,10 @@ class Loop:
         visit = self.executor.run(step, keep=settings.keep_rows or transposed)
         if visit.sums.inspection is not None:
             self._saw(visit.sums.inspection)
-        self.state.rows = visit.rows
+        self.state.rows, sums = visit.rows, visit.sums.models[0]
         if transposed:
-            self._move_short_exactly(model, visit.sums.models[0])
-        model.measure(visit.sums.models[0], self._problem, residual=step.residual)
+            sums = model.finish(sums, self._problem_of(model), settings.solver)
+        model.measure(sums, self._problem, residual=step.residual)
         if transposed and measured:
             step = replace(step, fixed=(model.short,), inspect=False, move=False, residual=True)
             sums = self.executor.run(step, visit.rows).sums.models[0]
@@ -348,11 +348,6 @@ class Loop:
             model.measure(sums, self._problem, residual=True)
         self._record(model)
         self._call_back(len(self.state.history.loss), FINAL)
-
-    def _move_short_exactly(self, model: Model, sums: ModelSums) -> None:
-        assert sums.terms is not None
-        penalty = self._problem_of(model).penalty
-        model.short = half_step(self.settings.solver, model.short, sums.terms, penalty)
 
     def _wants_residual(self) -> bool:
         """Whether the loss by Gram matrices would have lost its digits."""

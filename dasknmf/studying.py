@@ -267,8 +267,10 @@ class _Study(Loop):
         if slabs.transposed:
             assert visit.rows is not None
             long = self.executor.fetch(visit.rows)
-            for model, found in zip(self.whole, sums, strict=True):
-                self._move_short_exactly(model, found)
+            sums = tuple(
+                model.finish(found, self._problem_of(model), self.settings.solver)
+                for model, found in zip(self.whole, sums, strict=True)
+            )
         for model, found in zip(self.whole, sums, strict=True):
             model.measure(found, self._problem_of(model), residual=measured and normal)
         self._record(best_of(self.whole))

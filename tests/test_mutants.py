@@ -158,9 +158,9 @@ MUTANTS = [
         "test_kl.py::test_waves_that_met_different_factors_add_up",
     ),
     Mutant(
-        "promises of quadratic models cost nothing", "ensemble.py",
-        "return min(told + CHARGE * (met - told) ** 2 / met, met)", "return told",
-        f"{TOLD}::test_what_models_promise_is_charged_for",
+        "all that quadratic models promise is counted", "ensemble.py",
+        "return met - promised * max(min(SURE, 1.0 - 2.0 * promised / met), 0.0)", "return told",
+        f"{TOLD}::test_what_models_promise_is_not_all_counted",
     ),
     Mutant(
         "models are taken for those of the factor that they lead to", "ensemble.py",
@@ -171,6 +171,11 @@ MUTANTS = [
         "a pass taken back leaves the short factor where it went", "ensemble.py",
         "objective, self.waves, self.short = self.good", "objective, self.waves, _ = self.good",
         "test_kl.py::test_a_step_that_raised_the_objective_is_taken_back",
+    ),
+    Mutant(
+        "the loss of a wide matrix is that before its last step", "ensemble.py",
+        "return sums._replace(terms=met._replace(value=loss))", "return sums",
+        f"{TOLD}::test_the_other_factor_is_solved_last_where_that_gains",
     ),
     Mutant(
         "entries shrink for ever", "numerics/kernels/columns.py",
