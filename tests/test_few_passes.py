@@ -133,7 +133,7 @@ def test_sorted_rows_do_no_harm(rng):
 def test_the_last_candidate_has_all_threads_and_the_same_bits_for_any_number(
     sparse, rng, monkeypatch
 ):
-    V = planted(rng, 2500, 2100) if not sparse else sparse_counts(rng, 2500, 2100, 4)
+    V = planted(rng, 3200, 2100) if not sparse else sparse_counts(rng, 3200, 2100, 4)
     start = race._random_start(1, 0, 2100, 4)
     squares, found = float(np.sum(squared_norms(V))), []
     for threads in (1, 2, 5):
@@ -143,7 +143,7 @@ def test_the_last_candidate_has_all_threads_and_the_same_bits_for_any_number(
         found.append(candidate)
     alone = race.Candidate(1, start)
     alone.run([V], squares, 3, 0.0, race.ACCURACY)
-    assert [len(rows) for rows in found[0].rows] == [625] * race.PARTS
+    assert [len(rows) for rows in found[0].rows] == [800] * race.PARTS
     for candidate in found:
         np.testing.assert_array_equal(candidate.short, found[0].short)
         np.testing.assert_array_equal(candidate.balanced(2.0), found[0].balanced(2.0))

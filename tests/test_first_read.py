@@ -243,6 +243,7 @@ def test_where_another_loss_goes_on_the_best_of_two_starts_of_sparse_data_does(
     V = sparse_counts(rng, 900, 200, 0.05)
     V = V if sparse else V.toarray()
     rounds, powers, once, svd = [], [], race._round, race.randomized_svd
+    seeded, run = [], race.Candidate.run
 
     def round_of(pool, racing, rows, iterations, *rest):
         rounds.append((len(racing), rows.shape[0], iterations))
@@ -252,16 +253,24 @@ def test_where_another_loss_goes_on_the_best_of_two_starts_of_sparse_data_does(
         powers.append(n_iter)
         return svd(matrix, k, n_iter=n_iter, **rest)
 
+    def run_of(self, parts, squares, iterations, *rest):
+        if self.number == 0 and not seeded:
+            seeded.append((len(parts), iterations))
+        return run(self, parts, squares, iterations, *rest)
+
     monkeypatch.setattr(race, "_round", round_of)
+    monkeypatch.setattr(race.Candidate, "run", run_of)
     monkeypatch.setattr(race, "randomized_svd", vectors)
-    count = race.count_candidates(V, 9000, 8, polish=polish)
+    count = race.count_candidates(V, polish=polish)
     (best,) = race.run_race(V, 8, 0, range(count + 1), 1, polish=polish)
     assert best.relative < 1.0
     if sparse and not polish:
         assert count == race.ENOUGH == 2
-        assert rounds == [(2, 300, 12), (2, 900, 4), (1, 900, 8)]
+        assert rounds == [(2, 300, 12), (1, 900, 4), (1, 900, 8)]
+        assert seeded == [(1, 4)]
         assert powers == [race.ROUGHLY]
     else:
         last = [(1, 900, race.LAST)] if polish else []
-        assert rounds[1:] == [(2, 900, 12), *last]
+        assert rounds == [(3, 300, 12), (1, 900, 12), *last]
+        assert seeded == [(1, 12)]
         assert powers == [9 if sparse else 7]

@@ -28,8 +28,7 @@ from dasknmf.numerics.weighted import squared_norms
 from dasknmf.parallel.blas import ensure_one_thread
 from dasknmf.parallel.driver import half_step
 
-CANDIDATES = 4  # random starts where they are cheap against a pass
-FEWEST = 3
+CANDIDATES = 3  # random starts
 ENOUGH = 2  # where the race is a rough one
 SCOUT = 4  # iterations of the second round, there, after which the best goes on alone
 FIRST_ROWS = 300  # of the sample, on which all of them run
@@ -39,14 +38,12 @@ LAST = 20
 EARLY, LATE = 1e-3, 1e-4  # relative change that ends a round, and the last one
 ROUGH, ACCURACY = 1e-4, 1e-5  # of the rows, in the first round and then: what may be left to gain,
 # in parts of the squared residual
-PARTS = 4  # of the sample in the last round, whatever the number of threads
-SHORTEST_PART = 500  # rows: of fewer, the sums cost more than the threads gain
-BUDGET = 8.0  # passes over V whose arithmetic the first round may cost
+PARTS = 4  # of the sample for one that runs alone, at most, whatever the number of threads
+SHORTEST_PART = 750
 POWER = 7  # iterations for singular vectors of a sample, as many as scikit-learn's;
 POWER_K = 4  # of a sparse one, an iteration more for every so many vectors: singular values of text
 # lie close together, and there the last ones need more
 ROUGHLY = 4  # where the race is a rough one
-SOLVE = 80.0  # operations of a row solve, in units of k²: half a microsecond at k = 16
 
 
 class Candidate:
@@ -124,19 +121,9 @@ def _values(V: Slab) -> Array:
     return V.data if kernels.is_sparse(V) else V
 
 
-def count_candidates(sample: Slab, rows_of_all: int, k: int, *, polish: bool = True) -> int:
-    """How many starts the first round may have, from what an iteration and a pass cost."""
-    if _rough(sample, polish):
-        return ENOUGH
-    rows, columns = sample.shape
-    first = min(rows, FIRST_ROWS)
-    density = _values(sample).size / rows  # stored values a row
-
-    def cost(height: int, solved: int) -> float:
-        return 4.0 * density * height * k + SOLVE * solved * k * k
-
-    iterations = ROUND * cost(first, first + columns)
-    return int(np.clip(BUDGET * cost(rows_of_all, rows_of_all) / iterations, FEWEST, CANDIDATES))
+def count_candidates(sample: Slab, *, polish: bool = True) -> int:
+    """How many random starts the first round has."""
+    return ENOUGH if _rough(sample, polish) else CANDIDATES
 
 
 def _rough(sample: Slab, polish: bool) -> bool:
@@ -161,16 +148,24 @@ def run_race(
     if rows > 2 * FIRST_ROWS:
         stream = random.generator(seed, "race", 0, 0)
         few = sample[np.sort(stream.choice(rows, FIRST_ROWS, replace=False))]
+    rough = _rough(sample, polish)
+    second = SCOUT if rough else ROUND
+
+    def run_seeded() -> Candidate:
+        candidate = _svd_candidate(sample, k, seed, polish)
+        squares = float(np.sum(squared_norms(sample)))
+        candidate.run([sample], squares, second, EARLY, ACCURACY)
+        return candidate
+
     with ThreadPoolExecutor(CPU_COUNT) as pool:
         seeded = []
         if 0 in numbers and k <= min(rows, columns) and not isinstance(sample, Observed):
-            seeded = [pool.submit(_svd_candidate, sample, k, seed, polish)]  # while the others run
-        racing = _first_round(pool, racing, few)
-        racing = [found.result() for found in seeded] + racing[: max(SECOND, survivors)]
-        if _rough(sample, polish):
-            racing = _round(pool, racing, sample, SCOUT, EARLY)[:survivors]
+            seeded = [pool.submit(run_seeded)]  # both of its rounds, while the others run
+        racing = _first_round(pool, racing, few)[: max(SECOND, survivors)]
+        racing = _round(pool, racing, sample, second, EARLY)
+        racing = _ranked(racing + [found.result() for found in seeded])[:survivors]
+        if rough:
             return _round(pool, racing, sample, ROUND - SCOUT, EARLY)
-        racing = _round(pool, racing, sample, ROUND, EARLY)[:survivors]
         return _round(pool, racing, sample, LAST, LATE) if polish else racing
 
 
@@ -232,8 +227,9 @@ def _round(
 ) -> list[Candidate]:
     """Let all run on V, the best first; one that is left has all threads to itself."""
     squares = float(np.sum(squared_norms(V)))
-    if len(racing) == 1 and not isinstance(V, Observed) and V.shape[0] >= PARTS * SHORTEST_PART:
-        edges = [V.shape[0] * i // PARTS for i in range(PARTS + 1)]
+    many = min(V.shape[0] // SHORTEST_PART, PARTS)
+    if len(racing) == 1 and not isinstance(V, Observed) and many > 1:
+        edges = [V.shape[0] * i // many for i in range(many + 1)]
         parts = [V[a:b] for a, b in itertools.pairwise(edges)]
         racing[0].run(parts, squares, iterations, tol, accuracy, pool)
         return racing
@@ -243,4 +239,9 @@ def _round(
         candidate.run(parts, squares, iterations, tol, accuracy)
 
     list(pool.map(run, racing))
+    return _ranked(racing)
+
+
+def _ranked(racing: Sequence[Candidate]) -> list[Candidate]:
+    """The best first."""
     return sorted(racing, key=lambda candidate: (candidate.relative, candidate.number))

@@ -131,7 +131,7 @@ def _sample(request: Request, executor: Executor, name: str) -> Start | None:
         return None
     k = request.n_components
     rows, polish = sampled.rows, sampled.polish
-    count = count_candidates(rows, executor.slabs.shape[0], k, polish=polish)
+    count = count_candidates(rows, polish=polish)
     found = run_race(rows, k, request.seed, range(count + 1), 1, polish=polish)
     if request.n_init > 1:
         others = range(count + 1, 2 * count + request.n_init)
@@ -170,7 +170,7 @@ def study_start(
             continue
         if same not in known:
             polish = sampled.polish
-            count = count_candidates(rows, executor.slabs.shape[0], lot.k, polish=polish)
+            count = count_candidates(rows, polish=polish)
             numbers = range(1, lot.many + 1) if lot.many > 1 else range(count + 1)
             found = run_race(rows, lot.k, request.seed, numbers, lot.many, polish=polish)
             known[same] = sorted(found, key=lambda candidate: candidate.number)
