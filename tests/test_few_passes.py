@@ -1,6 +1,5 @@
 """Waves, the start from a sample, ensembles: few reads of V, and never a rise of the objective."""
 
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import dask.array as da
@@ -24,6 +23,7 @@ from dasknmf.numerics.weighted import squared_norms
 from dasknmf.numerics.work import Inspect, ModelSums
 from dasknmf.parallel import driver, race
 from dasknmf.parallel.executors import ThreadsExecutor
+from dasknmf.parallel.team import Team
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -138,7 +138,7 @@ def test_the_last_candidate_has_all_threads_and_the_same_bits_for_any_number(
     squares, found = float(np.sum(squared_norms(V))), []
     for threads in (1, 2, 5):
         monkeypatch.setattr(driver, "CPU_COUNT", threads)
-        with ThreadPoolExecutor(threads) as pool:
+        with Team(threads) as pool:
             (candidate,) = race._round(pool, [race.Candidate(1, start)], V, 3, 0.0)
         found.append(candidate)
     alone = race.Candidate(1, start)
@@ -159,7 +159,7 @@ def test_restarts_leave_zero_where_their_few_rows_have_nothing(rng):
     reached[few.indices] = True
     assert 20 < reached.sum() < 300
     starts = {n: race._random_start(n, 0, 400, 3) for n in (1, 2, 3)}
-    with ThreadPoolExecutor(2) as pool:
+    with Team(2) as pool:
         found = race._first_round(pool, [race.Candidate(n, H) for n, H in starts.items()], few)
         masked = [race.Candidate(n, H * reached[:, None]) for n, H in starts.items()]
         expected = race._round(pool, masked, few, race.ROUND, race.EARLY, race.ROUGH)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,6 +27,7 @@ from dasknmf.numerics.terms import (
     add_by,
 )
 from dasknmf.parallel.blas import ensure_one_thread
+from dasknmf.parallel.team import Team
 
 BLOCK = 1024  # rows that are worth a thread
 STRETCH = 16384  # rows of a part, at most, where there are more than
@@ -96,8 +96,8 @@ def _in_parts(work: Callable[[slice], T], rows: int, height: int) -> list[T]:
         ensure_one_thread()
         return work(some)
 
-    with ThreadPoolExecutor(CPU_COUNT) as pool:
-        return list(pool.map(alone, parts))
+    with Team(CPU_COUNT) as team:
+        return team.map(alone, parts)
 
 
 class Solved(NamedTuple):
@@ -159,6 +159,6 @@ def _into_first(parts: Sequence[Array]) -> Array:
         add_rows((0, first.shape[0]))
     else:
         edges = [first.shape[0] * i // CPU_COUNT for i in range(CPU_COUNT + 1)]
-        with ThreadPoolExecutor(CPU_COUNT) as pool:
-            list(pool.map(add_rows, pairwise(edges)))
+        with Team(CPU_COUNT) as team:
+            team.map(add_rows, pairwise(edges))
     return first

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from dasknmf.numerics.terms import Normal, add
 from dasknmf.numerics.weighted import squared_norms
 from dasknmf.parallel.blas import ensure_one_thread
 from dasknmf.parallel.driver import half_step
+from dasknmf.parallel.team import Team
 
 CANDIDATES = 3  # random starts
 ENOUGH = 2  # where the race is a rough one
@@ -57,18 +57,18 @@ class Candidate:
 
     def run(
         self, parts: Sequence[Slab], squares: float, iterations: int, tol: float, accuracy: float,
-        pool: ThreadPoolExecutor | None = None,
+        team: Team | None = None,
     ) -> None:  # fmt: skip
         """Alternate rows and columns; ``squares``: ||V||².
 
-        ``parts``: of V, which threads of a ``pool`` share. One with weights has one part.
+        ``parts``: of V, which the threads of a ``team`` share. One with weights has one part.
         """
         ensure_one_thread()
         loss, none = Frobenius(), Penalty()
         k = self.short.shape[1]
         rows = [np.zeros((part.shape[0], k), self.short.dtype) for part in parts]
         ahead, momentum, before = self.short, 0.5, np.inf
-        solve_short = ALS.half_step if pool is None else half_step
+        solve_short = ALS.half_step if team is None else half_step
         for _ in range(iterations):
             solver = ALS(tol=1e-8, gain=accuracy * self.relative, warm=True)
             if isinstance(parts[0], Observed):
@@ -76,7 +76,7 @@ class Candidate:
                 visit = solver.visit(loss, parts[0], tuple(rows), (ahead,), (none,), gains)
                 rows, (terms,) = list(visit[0]), visit[1]
             else:
-                rows, terms = _alternated(solver, parts, rows, ahead, pool)
+                rows, terms = _alternated(solver, parts, rows, ahead, team)
             short = solve_short(solver, self.short, terms, none)
             relative = 2.0 * loss.value(terms, short, squares) / squares
             if relative > before:
@@ -99,19 +99,21 @@ class Candidate:
 
 def _alternated(
     solver: ALS, parts: Sequence[Slab], old: Sequence[Array], fixed: Array,
-    pool: ThreadPoolExecutor | None,
+    team: Team | None,
 ) -> tuple[list[Array], Normal]:  # fmt: skip
     """Rows of every part, and what all of them bring to the columns, added in their order."""
     none, gram = Penalty(), kernels.gram(fixed)
     system = solver.shared(Normal(np.empty((0, fixed.shape[1])), gram), none)
 
-    def visit(part: Slab, rows: Array) -> tuple[Array, Normal]:
+    def visit(pair: tuple[Slab, Array]) -> tuple[Array, Normal]:
         ensure_one_thread()
+        part, rows = pair
         cross = kernels.matmul(part, fixed)
         rows = solver.half_step(rows, Normal(cross, gram), none, system)
         return rows, Normal(kernels.matmul(part.T, rows), kernels.gram(rows))
 
-    found = list((pool.map if pool else map)(visit, parts, old))
+    pairs = zip(parts, old, strict=True)
+    found = team.map(visit, pairs) if team else [visit(pair) for pair in pairs]
     return [rows for rows, _ in found], add([terms for _, terms in found])
 
 
@@ -157,27 +159,27 @@ def run_race(
         candidate.run([sample], squares, second, EARLY, ACCURACY)
         return candidate
 
-    with ThreadPoolExecutor(CPU_COUNT) as pool:
+    with Team(CPU_COUNT) as team:
         seeded = []
         if 0 in numbers and k <= min(rows, columns) and not isinstance(sample, Observed):
-            seeded = [pool.submit(run_seeded)]  # both of its rounds, while the others run
-        racing = _first_round(pool, racing, few)[: max(SECOND, survivors)]
-        racing = _round(pool, racing, sample, second, EARLY)
-        racing = _ranked(racing + [found.result() for found in seeded])[:survivors]
+            seeded = [team.begin(run_seeded)]  # both of its rounds, while the others run
+        racing = _first_round(team, racing, few)[: max(SECOND, survivors)]
+        racing = _round(team, racing, sample, second, EARLY)
+        racing = _ranked(racing + [found() for found in seeded])[:survivors]
         if rough:
-            return _round(pool, racing, sample, ROUND - SCOUT, EARLY)
-        return _round(pool, racing, sample, LAST, LATE) if polish else racing
+            return _round(team, racing, sample, ROUND - SCOUT, EARLY)
+        return _round(team, racing, sample, LAST, LATE) if polish else racing
 
 
-def _first_round(pool: ThreadPoolExecutor, racing: list[Candidate], few: Slab) -> list[Candidate]:
+def _first_round(team: Team, racing: list[Candidate], few: Slab) -> list[Candidate]:
     """On the columns that these rows reach: least squares leaves zero in the others."""
     if not kernels.is_sparse(few):
-        return _round(pool, racing, few, ROUND, EARLY, ROUGH)
+        return _round(team, racing, few, ROUND, EARLY, ROUGH)
     reached, places = np.unique(few.indices, return_inverse=True)
     near = type(few)((few.data, places, few.indptr), shape=(few.shape[0], reached.size))
     for candidate in racing:
         candidate.short = candidate.short[reached]
-    racing = _round(pool, racing, near, ROUND, EARLY, ROUGH)
+    racing = _round(team, racing, near, ROUND, EARLY, ROUGH)
     for candidate in racing:
         whole = np.zeros((few.shape[1], candidate.short.shape[1]), candidate.short.dtype)
         whole[reached] = candidate.short
@@ -218,7 +220,7 @@ def _svd_start(sample: Slab, k: int, seed: int, steps: int) -> Array:
 
 
 def _round(
-    pool: ThreadPoolExecutor,
+    team: Team,
     racing: list[Candidate],
     V: Any,
     iterations: int,
@@ -231,14 +233,14 @@ def _round(
     if len(racing) == 1 and not isinstance(V, Observed) and many > 1:
         edges = [V.shape[0] * i // many for i in range(many + 1)]
         parts = [V[a:b] for a, b in itertools.pairwise(edges)]
-        racing[0].run(parts, squares, iterations, tol, accuracy, pool)
+        racing[0].run(parts, squares, iterations, tol, accuracy, team)
         return racing
     parts = [V.keeping() if isinstance(V, Observed) else V]
 
     def run(candidate: Candidate) -> None:
         candidate.run(parts, squares, iterations, tol, accuracy)
 
-    list(pool.map(run, racing))
+    team.map(run, racing)
     return _ranked(racing)
 
 
