@@ -73,7 +73,7 @@ class Model:
     objectives: list[float] = field(default_factory=list)
     current: float | None = None
     momentum: float = 0.5
-    good: tuple[float, list[ModelSums | None], Array] | None = None
+    good: tuple[float, Array] | None = None  # the last pass that did not raise the objective
     rejected: int = 0
     ahead: Array | None = None
     stand_ins: frozenset[int] = frozenset()  # waves whose sums come from compressed data
@@ -192,12 +192,12 @@ class Model:
         loss = self._believed(found)
         objective = loss + sum(s.penalty for s in seen) + problem.penalty.value(self.short)
         if self.good is not None and objective > self.good[0] * (1.0 + GUARD):
-            objective, self.waves, self.short = self.good
+            objective, self.short = self.good
             self.rejected += self.momentum == 0.0
             self.momentum, self.ahead = 0.0, None
         else:
             self.loss = loss
-            self.good = (objective, self.waves, self.short)
+            self.good = (objective, self.short)
             mass = sum(float(np.sum(terms.counts)) for terms in found)
             self.relative = loss / mass if mass else 0.0
         self._ask_for(objective)

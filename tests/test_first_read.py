@@ -152,10 +152,10 @@ def twin_of_passes(V, short, waves, passes, solver):
         ]
         objectives.append(sum(bounds))
         if good is not None and objectives[-1] > good[0] * (1.0 + 1e-9):
-            objectives[-1], sums, short = good[0], list(good[1]), good[2]
+            objectives[-1], short = good
             target, momentum = short, 0.0
         else:
-            good = objectives[-1], list(sums), short
+            good = objectives[-1], short
     return factors, objectives
 
 

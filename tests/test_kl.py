@@ -347,7 +347,6 @@ def test_a_step_that_raised_the_objective_is_taken_back(rng):
     assert np.any(moves[1] != moves[0])
     assert np.any(moves[2] != moves[0])
     assert model.objectives == [model.objectives[0]] * 3
-    assert model.waves == model.good[1]
     assert solver.safer(1).box < solver.box
     assert not solver.safer(3).curved
 
