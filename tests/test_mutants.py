@@ -178,6 +178,16 @@ MUTANTS = [
         f"{TOLD}::test_the_other_factor_is_solved_last_where_that_gains",
     ),
     Mutant(
+        "the thread that asks sleeps", "parallel/team.py",
+        "        take()\n        for helper", "        for helper",
+        "test_team.py::test_the_thread_that_asks_takes_part",
+    ),
+    Mutant(
+        "a node is computed from the parts that are there first", "parallel/team.py",
+        "                if missing[node]:\n", "                if missing[node] > 1:\n",
+        "test_team.py::test_trees_give_what_their_functions_give_in_the_order_of_the_parts",
+    ),
+    Mutant(
         "entries shrink for ever", "numerics/kernels/columns.py",
         "if low[a] < NOTHING * largest:", "if low[a] < 0.0:",
         f"{TOLD}::test_entries_that_nothing_depends_on_become_zero",

@@ -29,7 +29,8 @@ from dasknmf.numerics.terms import (
 from dasknmf.parallel.blas import ensure_one_thread
 from dasknmf.parallel.team import Team
 
-BLOCK = 1024  # rows that are worth a thread
+BLOCK = 1024  # rows that are worth a thread,
+FEW = 500  # and by least squares
 STRETCH = 16384  # rows of a part, at most, where there are more than
 PARTS = 4  # of them: threads that take turns in Python hold each other up
 LARGE = 1 << 20  # bytes of an array that is worth not making anew,
@@ -132,7 +133,7 @@ def solve_least_squares(
         return new, loss.explained(terms, new), ahead, alive(ahead)
 
     rows = F.shape[0]
-    parts = max(1, min(rows // BLOCK, PARTS), -(-rows // STRETCH))
+    parts = max(1, min(rows // FEW, PARTS), -(-rows // STRETCH))
     news, explained, aheads, living = zip(*_in_parts(part, rows, -(-rows // parts)), strict=True)
     short, ahead = np.concatenate(news), np.concatenate(aheads)
     revive(ahead, short, np.any(living, axis=0))

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import dask
 import numpy as np
+from dask.callbacks import Callback
 from dask.local import get_async
 from dask.sizeof import sizeof
 from dask.system import CPU_COUNT
@@ -30,9 +31,9 @@ from dasknmf.parallel.blas import ensure_one_thread
 from dasknmf.parallel.driver import add_up
 from dasknmf.parallel.loading import Recipe, recipes
 from dasknmf.parallel.slabs import Slabs
+from dasknmf.parallel.team import Team, run_tree
 
 SYNCHRONOUS = ("sync", "synchronous", "single-threaded")
-RESERVE = 2  # tasks for each thread at a time
 Groups = Sequence[Sequence[Place]]  # of slabs, which have none in common
 
 
@@ -204,6 +205,7 @@ class ThreadsExecutor(Executor):
         self._budget = self._room = budget
         self._lock = Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self._team: Team | None = None
         self._blocks: list[Any] = [None] * len(slabs)
         self._recipes: list[Recipe] | None = None
         if slabs.graph is None:
@@ -242,7 +244,7 @@ class ThreadsExecutor(Executor):
                     graph[key] = (partial(visit, self._source(i) if load else None),)
                 leaves.append(key)
             roots.append(self._merge(graph, leaves, group))
-        sums = self._compute({**makes, **graph}, roots, 1 if makes else RESERVE)
+        sums = self._compute({**makes, **graph}, roots, bool(makes))
         if not keep:
             return [Visit(found, None) for found in sums]
         return [
@@ -250,21 +252,23 @@ class ThreadsExecutor(Executor):
             for found, places in zip(sums, groups, strict=True)
         ]
 
-    def _compute(self, graph: dict[Any, Any], roots: list[Any], many: int) -> Any:
+    def _compute(self, graph: dict[Any, Any], roots: list[Any], makes: bool) -> Any:
         """By the scheduler that Dask's configuration names, where that runs in this process.
 
-        Threads are given ``many`` tasks each: handed one only after their last, they wait for the
-        thread that hands them out, which wants Python's lock, too. Where a slab and the visit to it
-        are two tasks, more than one would put more slabs in memory.
+        Where nobody looks on and slabs are at hand (no task ``makes`` them), without one: handed
+        task by task, threads wait for the one that hands them out, which does nothing else.
         """
         if dask.config.get("scheduler", None) in SYNCHRONOUS:
             return dask.get(graph, roots)
         if dask.config.get("pool", None) is not None:
             return threaded_get(graph, roots)
+        if not (makes or Callback.active):
+            self._team = self._team or Team(self.slots())
+            return run_tree(self._team, graph, roots)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.slots())
-        many *= self.slots()
-        return get_async(self._pool.submit, many, graph, roots, pack_exception=pack_exception)
+        submit, many = self._pool.submit, self.slots()
+        return get_async(submit, many, graph, roots, pack_exception=pack_exception)
 
     def _source(self, slab: int) -> Any:
         block = self._blocks[slab]
@@ -328,5 +332,8 @@ class ThreadsExecutor(Executor):
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
+        if self._team is not None:
+            self._team.close(wait=False)
+            self._team = None
         self._blocks = []
         self._recipes = None

@@ -7,9 +7,10 @@ where that one took a piece itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from threading import Lock
 from typing import Any, TypeVar
 
 S = TypeVar("S")
@@ -27,18 +28,30 @@ class Team:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self, *, wait: bool = True) -> None:
+        """End the others; what nobody has begun yet is dropped."""
         if self._others is not None:
-            self._others.shutdown()
+            self._others.shutdown(wait=wait, cancel_futures=True)
 
     def map(self, work: Callable[[S], T], items: Iterable[S]) -> list[T]:
-        """What ``work`` gives for every item. Nobody waits for others that are busy elsewhere."""
+        """What ``work`` gives for every item. Nobody waits for others that are busy elsewhere.
+
+        Nobody begins an item after one has failed; the first error is raised.
+        """
         given = list(items)
         found: list[Any] = [None] * len(given)
-        numbers = count()
+        numbers, failed = count(), False
 
         def take() -> None:
-            while (n := next(numbers)) < len(given):
-                found[n] = work(given[n])
+            nonlocal failed
+            while not failed and (n := next(numbers)) < len(given):
+                try:
+                    found[n] = work(given[n])
+                except BaseException:
+                    failed = True
+                    raise
 
         helping = []
         if self._others is not None:
@@ -56,3 +69,35 @@ class Team:
             return self._others.submit(work, *given).result
         done = work(*given)
         return lambda: done
+
+
+def run_tree(team: Team, graph: dict[Any, Any], roots: Sequence[Any]) -> list[Any]:
+    """Compute trees: ``(function,)`` is a leaf, ``(function, [keys])`` what takes their values.
+
+    Leaves are begun in the order of the graph; whoever ends the last part of a node goes on with
+    that one, so that no more values are held than have to be.
+    """
+    leaves = [key for key, task in graph.items() if len(task) == 1]
+    missing = {key: len(task[1]) for key, task in graph.items() if len(task) > 1}
+    above = {part: key for key in missing for part in graph[key][1]}
+    found: dict[Any, Any] = {}
+    lock = Lock()
+
+    def climb(key: Any) -> None:
+        value = graph[key][0]()
+        while True:
+            with lock:
+                found[key] = value
+                node = above.get(key)
+                if node is None:
+                    return
+                missing[node] -= 1
+                if missing[node]:
+                    return
+                parts = [found.pop(part) for part in graph[node][1]]
+            key, value = node, None
+            value = graph[node][0](parts)
+            del parts
+
+    team.map(climb, leaves)
+    return [found[root] for root in roots]
