@@ -14,9 +14,10 @@ reported are their median and their smallest and largest value. Repetition i is 
 ``--repeat`` defaults to 5, and to 2 for the cases marked big, whose peers take minutes: time per
 iteration of a peer is constant, so that more repetitions would say little.
 
-*Time to a loss*: the peer runs the iterations named, and dasknmf is stopped by a callback at the
-first loss that is as low. Both are charged for their starts and for the rows of the result: it is
-the wall time of ``fit_transform``. A loss that is not reached counts as a ratio of 0.
+*Time to a loss*: the peer runs the iterations named, and dasknmf the fewest passes that end at a
+loss as low (a callback finds out how many, and is left in place). Both are charged for their starts
+and for the rows of the result: it is the wall time of ``fit_transform``. A loss that is not reached
+counts as a ratio of 0.
 
 *Reads* of V are those in ``history_`` at the first entry that is as low, start included; inf where
 none is.
