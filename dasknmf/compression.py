@@ -140,4 +140,4 @@ class Compression:
             for model, found in zip(models, sums, strict=True):
                 model.take_in(number, low_rank.widened(found), problem, self.solver)
         for model in models:
-            model.close_pass(problem)
+            model.close_pass(problem, self.solver)

@@ -28,7 +28,7 @@ from dasknmf.parallel.driver import formed, half_step, solve_columns, solve_leas
 ACCURACY = 1e-4  # of the rows in the first pass: what they may leave to gain, in parts of the loss
 GUARD = 1e-9  # of an objective: less than that is no rise, rows being solved to a tolerance
 NEAREST = 0.3  # of an entry: what is ahead of it for Kullback-Leibler, at least; 0 has no way back
-SURE = 0.7  # of the gain that quadratic models promise; 0.72 at least came true
+SURE = 0.5  # of the gain that quadratic models promise; mostly more than 0.7 of it comes true
 ROUNDING = 64.0  # units in the last place of ||V||² that a loss by Gram matrices may be off
 
 
@@ -73,7 +73,8 @@ class Model:
     objectives: list[float] = field(default_factory=list)
     current: float | None = None
     momentum: float = 0.5
-    good: tuple[float, Array] | None = None  # the last pass that did not raise the objective
+    told: float | None = None  # the lowest objective that a pass was believed to end with
+    good: tuple[float, float, list[ModelSums | None]] | None = None  # met, believed, and its sums
     rejected: int = 0
     ahead: Array | None = None
     stand_ins: frozenset[int] = frozenset()  # waves whose sums come from compressed data
@@ -182,24 +183,37 @@ class Model:
         terms = [sums.terms for sums in self.waves if sums is not None]
         return [found for found in terms if isinstance(found, Columns)]
 
-    def close_columns(self, problem: Problem) -> None:
-        """Note the objective of a pass, as its sums tell it of the pair that it ends with.
+    @property
+    def reported(self) -> float:
+        """The objective of the pair, as far as it is known."""
+        return self.objectives[-1] if self.told is None else self.told
 
-        A pass that raised it is taken back, rows are exact from then on, and nothing goes ahead any
-        more; where nothing did, later steps are more careful.
+    def close_columns(self, problem: Problem, solver: Solver) -> None:
+        """Note two objectives of a pass: each wave's where it met the short factor, and the pair's.
+
+        The first was measured, and the fit goes by it; the second is what sums tell of the pair
+        that the pass ends with. Where both rose the pass is taken back: the short factor becomes
+        what EM makes of the sums of the last good pass, rows are exact from then on, and nothing
+        goes ahead any more; where nothing did, later steps are more careful.
         """
         seen, found = [sums for sums in self.waves if sums is not None], self._found()
-        loss = self._believed(found)
-        objective = loss + sum(s.penalty for s in seen) + problem.penalty.value(self.short)
-        if self.good is not None and objective > self.good[0] * (1.0 + GUARD):
-            objective, self.short = self.good
+        prices = sum(s.penalty for s in seen) + problem.penalty.value(self.short)
+        met, loss = sum(terms.value for terms in found), self._believed(found)
+        objective, told = met + prices, loss + prices
+        if self.good is not None and (
+            objective > self.good[0] * (1.0 + GUARD) and told > self.good[1] * (1.0 + GUARD)
+        ):
+            objective, _, self.waves = self.good
             self.rejected += self.momentum == 0.0
             self.momentum, self.ahead = 0.0, None
+            found, safest = self._found(), solver.safest()
+            self.short, self.current = solve_columns(safest, self.short, found, problem.penalty)
         else:
-            self.loss = loss
-            self.good = (objective, self.short)
+            self.good = (objective, told, self.waves)
             mass = sum(float(np.sum(terms.counts)) for terms in found)
-            self.relative = loss / mass if mass else 0.0
+            self.relative = met / mass if mass else 0.0
+            if self.told is None or told < self.told:
+                self.told, self.loss = told, loss
         self._ask_for(objective)
 
     def _believed(self, found: Sequence[Columns]) -> float:
@@ -215,12 +229,12 @@ class Model:
         promised = met - told
         return met - promised * max(min(SURE, 1.0 - 2.0 * promised / met), 0.0)
 
-    def close_pass(self, problem: Problem) -> None:
+    def close_pass(self, problem: Problem, solver: Solver) -> None:
         """Note the objective of a pass, and how exact the rows of the next one have to be."""
         self.held = add([sums.held for sums in self.waves if sums is not None])
         problem = self.of(problem)
         if problem.loss.kind is not Normal:
-            self.close_columns(problem)
+            self.close_columns(problem, solver)
             return
         assert self.current is not None
         self._confirm()
@@ -270,6 +284,7 @@ class Model:
             assert sums.terms is not None
             assert problem.squares is not None
             self.loss = problem.loss.value(sums.terms, self.short, problem.squares)
+        self.told = None
         self.objectives.append(self.loss + sums.penalty + problem.penalty.value(self.short))
 
 
@@ -287,11 +302,11 @@ def survivors(models: list[Model]) -> list[Model]:
     """
     if len(models) == 1:
         return models
-    ranked = sorted(models, key=lambda model: (model.objectives[-1], model.number))
+    ranked = sorted(models, key=lambda model: (model.reported, model.number))
     keep = {model.number for model in ranked[: -(-len(models) // 2)]} | {models[0].number}
     return [model for model in models if model.number in keep]
 
 
 def best_of(models: list[Model]) -> Model:
     """The model with the lowest objective; of equals, the first."""
-    return min(models, key=lambda model: (model.objectives[-1], model.number))
+    return min(models, key=lambda model: (model.reported, model.number))

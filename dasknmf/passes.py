@@ -256,7 +256,7 @@ class Loop:
             if state.wave < len(self.waves):
                 self.keeper.boundary(self._now, ended=False)
         for model in state.models:
-            model.close_pass(self._problem_of(model))
+            model.close_pass(self._problem_of(model), self.settings.solver)
 
     def _together(self, of: int) -> Sequence[int]:
         """The next wave; all that are left, where no short factor moves before the last."""
@@ -360,7 +360,7 @@ class Loop:
         history, seen = self.state.history, self.state.inspection
         assert seen is not None
         history.loss.append(model.loss)
-        history.objective.append(model.objectives[-1])
+        history.objective.append(model.reported)
         history.relative_error.append(self.settings.loss.relative(model.loss, seen.squares))
         history.models.append(len(self.state.models))
         history.holdout.append(model.held.mean)

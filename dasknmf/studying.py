@@ -191,7 +191,7 @@ class _Study(Loop):
         """The history of one model, as that of a fit of its own."""
         course, squares = self.courses[model.number], self._squares(model)
         course.loss.append(model.loss)
-        course.objective.append(model.objectives[-1])
+        course.objective.append(model.reported)
         course.relative_error.append(self.settings.loss.relative(model.loss, squares))
         course.models.append(len(self.state.models))
         course.holdout.append(model.held.mean)

@@ -72,7 +72,7 @@ def one_pass(V, dtype=np.float64, waves=3):
         step = Step(loss, solver, none, (model.short,))
         (visit,) = found.visit(step, [slabs], keep=False)
         model.visit(wave, visit.sums.models[0], problem, solver)
-    model.close_pass(problem)
+    model.close_pass(problem, ALS())
     return executor, found, model, problem, order
 
 
@@ -153,7 +153,7 @@ def test_a_promise_that_a_pass_does_not_confirm_is_taken_back(rng):
         (visit,) = found.visit(step, [slabs], keep=False)
         model.visit(wave, visit.sums.models[0], problem, ALS())
     assert model.current > before
-    model.close_pass(problem)
+    model.close_pass(problem, ALS())
     assert model.objectives == [before, before]
     assert model.short is short
     assert not model.trusting

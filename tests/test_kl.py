@@ -59,7 +59,7 @@ def descend(V, Ht, passes, solver=None, penalty=FREE, fresh=False):
         objectives.append(terms.value + penalty.value(W) + penalty.value(model.short))
         careful = stage.safer(model.rejected) if model.rejected else stage
         model.visit_columns(0, ModelSums(terms, penalty.value(W), 0.0), problem, careful)
-        model.close_pass(problem)
+        model.close_pass(problem, solver)
     return np.array(objectives), W, model.short, model
 
 
@@ -331,24 +331,47 @@ def test_a_sum_without_all_curvatures_has_none(rng):
         )
 
 
-def test_a_step_that_raised_the_objective_is_taken_back(rng):
+def test_a_pass_that_raised_both_objectives_is_taken_back(rng):
+    """To what EM makes of the sums of the last good one."""
     V, Ht = data("counts", rng), rng.random((40, 5))
     solver, problem = Newton(), Problem(KL, FREE)
     model = Model(0, Ht, [None], 0.0, 1.0)
-    moves = []
+    seen, moves = [], []
     for more, ahead, rejected in ((0.0, True, 0), (1e4, False, 0), (1e4, False, 1)):
         terms = one(V, model.target)[1]
-        sums = ModelSums(terms._replace(value=terms.value + more), 0.0, 0.0)
-        model.visit_columns(0, sums, problem, solver)
+        seen.append(terms._replace(value=terms.value + more))
+        model.visit_columns(0, ModelSums(seen[-1], 0.0, 0.0), problem, solver)
         moves.append(model.short)
-        model.close_pass(problem)
-        assert model.short is moves[0]
+        model.close_pass(problem, solver)
         assert (model.target is not model.short, model.rejected) == (ahead, rejected)
-    assert np.any(moves[1] != moves[0])
-    assert np.any(moves[2] != moves[0])
-    assert model.objectives == [model.objectives[0]] * 3
+    back = seen[0].counts / seen[0].mass
+    np.testing.assert_allclose(model.short, back, rtol=1e-12)
+    assert np.any(moves[1] != back)
+    assert np.any(moves[2] != back)
+    assert model.objectives == [seen[0].value] * 3
     assert solver.safer(1).box < solver.box
     assert not solver.safer(3).curved
+
+
+@pytest.mark.parametrize("higher", ["met", "told"])
+def test_a_pass_that_raised_one_objective_alone_goes_on(higher, rng):
+    """What was told may have been too low, and what was met that of waves on their own."""
+    V, solver, problem = data("counts", rng), Newton(), Problem(KL, FREE)
+    model = Model(0, rng.random((40, 5)), [None], 0.0, 1.0)
+    for _ in range(2):
+        sums = ModelSums(one(V, model.target)[1], 0.0, 0.0)
+        model.visit_columns(0, sums, problem, solver)
+        model.close_pass(problem, solver)
+    lowest, (met, told, waves) = model.reported, model.good
+    model.good = (0.5 * met, 2.0 * told, waves) if higher == "met" else (2.0 * met, 0.0, waves)
+    model.told = 0.5 * lowest
+    model.visit_columns(0, ModelSums(one(V, model.target)[1], 0.0, 0.0), problem, solver)
+    moved = model.short
+    model.close_pass(problem, solver)
+    assert model.short is moved
+    assert model.momentum == 0.5
+    assert model.reported == 0.5 * lowest  # it does not rise
+    assert model.objectives[-1] == pytest.approx(met, rel=0.2)
 
 
 def test_entries_stay_in_the_box_and_zeros_can_leave(rng):

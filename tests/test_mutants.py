@@ -168,9 +168,14 @@ MUTANTS = [
         f"{TOLD}::test_no_objective_rises_up_to_that_of_what_is_returned",
     ),
     Mutant(
-        "a pass taken back leaves the short factor where it went", "ensemble.py",
-        "objective, self.short = self.good", "objective, _ = self.good",
-        "test_kl.py::test_a_step_that_raised_the_objective_is_taken_back",
+        "a pass is taken back where what was told had been too low", "ensemble.py",
+        "objective > self.good[0] * (1.0 + GUARD) and told", "told",
+        "test_kl.py::test_a_pass_that_raised_one_objective_alone_goes_on",
+    ),
+    Mutant(
+        "a pass is taken back where waves had fitted each its own factor", "ensemble.py",
+        " and told > self.good[1] * (1.0 + GUARD)", "",
+        "test_kl.py::test_a_pass_that_raised_one_objective_alone_goes_on",
     ),
     Mutant(
         "the loss of a wide matrix is that before its last step", "ensemble.py",
@@ -262,7 +267,7 @@ MUTANTS = [
     Mutant(
         "a pass that rose goes ahead again", "ensemble.py",
         "self.momentum, self.ahead = 0.0, None", "self.ahead = None",
-        "test_kl.py::test_a_step_that_raised_the_objective_is_taken_back",
+        "test_kl.py::test_a_pass_that_raised_both_objectives_is_taken_back",
     ),
     Mutant(
         "rows are as exact as ever", "numerics/solvers/newton.py",
@@ -271,7 +276,7 @@ MUTANTS = [
     ),
     Mutant(
         "what rows may leave to gain is not in parts of the counts", "ensemble.py",
-        "loss / mass if mass", "loss if mass",
+        "met / mass if mass", "met if mass",
         f"{FIRST}::test_rows_are_as_exact_as_the_last_pass_has_shown_to_pay",
     ),
     Mutant(

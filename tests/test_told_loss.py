@@ -116,7 +116,8 @@ def test_entries_that_count_differently_are_told_of_as_well(rng):
 @pytest.mark.parametrize(
     ("told", "met", "expected"),
     [
-        (9.0, 10.0, 9.3),
+        (9.0, 10.0, 9.5),
+        (7.0, 10.0, 8.8),
         (7.5, 10.0, 8.75),
         (5.0, 10.0, 10.0),
         (10.5, 10.0, 10.5),  # waves fitted each to its own factor: the pair is worse
@@ -156,7 +157,7 @@ def many_kinds(seed):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("passes", [2, 12])
 def test_no_objective_rises_up_to_that_of_what_is_returned(seed, passes, curved, monkeypatch):
-    """The last entry is measured with exact rows; those before it were only told."""
+    """The last entry is measured with exact rows; those before it were told. (Not for all data.)"""
     if not curved:
         monkeypatch.setattr(Newton, "curvature_bytes", lambda *_: 0)
     for name, V, k, chunk, more in many_kinds(seed):
@@ -183,13 +184,13 @@ def test_the_other_factor_is_solved_last_where_that_gains(penalty, rng):
     for _ in range(2):
         terms = Newton().visit(KL, V, (), (model.target,), (FREE,))[1][0]
         model.visit_columns(0, ModelSums(terms, 0.0, 0.0), problem, Newton())
-        model.close_pass(problem)
+        model.close_pass(problem, Newton())
     rows, (terms,) = Newton().visit(KL, V, (), (model.short,), (FREE,))
     before, sums = model.short, ModelSums(terms, 0.0, 0.0)
     model.measure(model.finish(sums, problem, Newton()), problem, residual=False)
     true = divergence(V.toarray(), rows[0], model.short)
-    assert true < model.loss < true + 0.4 * (terms.value - true)
-    assert model.objectives[-1] == model.loss + penalty.value(model.short)
+    assert true < model.loss < true + 0.6 * (terms.value - true)
+    assert model.reported == model.objectives[-1] == model.loss + penalty.value(model.short)
     assert model.objectives[-1] < terms.value + penalty.value(before)
 
 
