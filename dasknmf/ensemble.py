@@ -198,7 +198,8 @@ class Model:
         """
         seen, found = [sums for sums in self.waves if sums is not None], self._found()
         prices = sum(s.penalty for s in seen) + problem.penalty.value(self.short)
-        met, loss = sum(terms.value for terms in found), self._believed(found)
+        met = sum(terms.value for terms in found)
+        loss = self._believed(found, met)
         objective, told = met + prices, loss + prices
         if self.good is not None and (
             objective > self.good[0] * (1.0 + GUARD) and told > self.good[1] * (1.0 + GUARD)
@@ -207,7 +208,7 @@ class Model:
             self.rejected += self.momentum == 0.0
             self.momentum, self.ahead = 0.0, None
             found, safest = self._found(), solver.safest()
-            self.short, self.current = solve_columns(safest, self.short, found, problem.penalty)
+            self.short, _ = solve_columns(safest, self.short, found, problem.penalty)
         else:
             self.good = (objective, told, self.waves)
             mass = sum(float(np.sum(terms.counts)) for terms in found)
@@ -216,14 +217,14 @@ class Model:
                 self.told, self.loss = told, loss
         self._ask_for(objective)
 
-    def _believed(self, found: Sequence[Columns]) -> float:
-        """The loss of the pair, from what the terms tell of it and what the waves have met.
+    def _believed(self, found: Sequence[Columns], met: float) -> float:
+        """The loss of the pair, from what the terms tell of it and what the waves have ``met``.
 
         EM's bound is one. Quadratic models have no terms of the third order, so no more than
         ``SURE`` of what they promise is counted, less where that is much, and nothing of a half.
         """
         assert self.current is not None
-        told, met = max(self.current, 0.0), sum(terms.value for terms in found)
+        told = max(self.current, 0.0)
         if told >= met or any(terms.pull is None for terms in found):
             return told
         promised = met - told
@@ -269,7 +270,7 @@ class Model:
             return sums
         met, price = formed(sums.terms).met(self.short), problem.penalty
         short, self.current = solve_columns(solver, self.short, [met], price)
-        loss = self._believed([met])
+        loss = self._believed([met], met.value)
         if loss + price.value(short) >= met.value + price.value(self.short):
             return sums
         self.short = short

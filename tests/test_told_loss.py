@@ -130,9 +130,9 @@ def test_what_models_promise_is_not_all_counted(told, met, expected, rng):
     model = Model(0, rng.random((4, 2)), [None], 0.0, 1.0, current=told)
     some = np.ones((4, 2))
     terms = Columns(some, some[0], some, np.ones((4, 3)), met)
-    assert model._believed([terms]) == pytest.approx(expected, rel=1e-12)
+    assert model._believed([terms], met) == pytest.approx(expected, rel=1e-12)
     bound = terms._replace(pull=None, curvature=None)
-    assert model._believed([bound]) == max(told, 0.0)
+    assert model._believed([bound], met) == max(told, 0.0)
 
 
 def many_kinds(seed):

@@ -117,7 +117,7 @@ def solve_least_squares(
     squared_norm: float,
     momentum: float,
 ) -> Solved:
-    """The same by least squares, with what is ahead of the factor, in one walk over its rows.
+    """:func:`solve_columns` by least squares, with what is ahead of the factor, in one walk.
 
     One after the other they read from memory what a thread here still has near. The parts are the
     same for any number of threads, and so is the sum of what they explain.

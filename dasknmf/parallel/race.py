@@ -39,7 +39,7 @@ EARLY, LATE = 1e-3, 1e-4  # relative change that ends a round, and the last one
 ROUGH, ACCURACY = 1e-4, 1e-5  # of the rows, in the first round and then: what may be left to gain,
 # in parts of the squared residual
 PARTS = 4  # of the sample for one that runs alone, at most, whatever the number of threads
-SHORTEST_PART = 750
+SHORTEST_PART = 750  # rows: of fewer, the sums cost more than the threads gain
 POWER = 7  # iterations for singular vectors of a sample, as many as scikit-learn's;
 POWER_K = 4  # of a sparse one, an iteration more for every so many vectors: singular values of text
 # lie close together, and there the last ones need more

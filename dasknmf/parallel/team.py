@@ -38,7 +38,8 @@ class Team:
     def map(self, work: Callable[[S], T], items: Iterable[S]) -> list[T]:
         """What ``work`` gives for every item. Nobody waits for others that are busy elsewhere.
 
-        Nobody begins an item after one has failed; the first error is raised.
+        Nobody begins an item after one has failed. The asking thread's own error is raised at once,
+        while others may still end the item that they are at; else that of another.
         """
         given = list(items)
         found: list[Any] = [None] * len(given)
