@@ -121,3 +121,20 @@ def projected(V: Slab, basis: Array) -> tuple[Float64, Float64]:
     """V @ basis of one slab and its Gram matrix."""
     rows = matmul(V, basis)
     return rows, gram(rows)
+
+
+def heavier_halves(left: Array, values: Array, right: Array) -> Float64:
+    """The right factor, columns × k: of each triple the heavier half, zeros filled with a little.
+
+    ``left`` may be of a sample of the rows: its sizes count among themselves, column by column.
+    """
+    short: Float64 = np.empty(right.shape)
+    for a in range(right.shape[1]):
+        halves = []
+        for sign in (1.0, -1.0):
+            u, v = np.maximum(sign * left[:, a], 0), np.maximum(sign * right[:, a], 0)
+            halves.append((np.linalg.norm(u) * np.linalg.norm(v), v))
+        weight, v = max(halves, key=lambda half: float(half[0]))
+        short[:, a] = np.sqrt(values[a] * weight) * v / (np.linalg.norm(v) or 1.0)
+    short[short == 0.0] = 0.01 * short.mean()
+    return short

@@ -280,6 +280,23 @@ class RangeFinder:
 
 
 @dataclass(frozen=True)
+class PowerProducts:
+    """VᵀV times vectors that are near its singular ones: what Nyström's approximation is made of.
+
+    ``probes``: one array a rank, columns of V × l.
+    """
+
+    probes: tuple[Array, ...]
+    name: str = "nmf-singular-vectors"
+
+    def __call__(
+        self, V: Slab, rows: Rows | None, place: Place
+    ) -> tuple[None, tuple[Float64, ...]]:
+        """Visit one slab."""
+        return None, tuple(nndsvd.power_product(V, probes) for probes in self.probes)
+
+
+@dataclass(frozen=True)
 class Project:
     """Second read of NNDSVD: keep V_i @ basis as rows, bring its Gram matrix."""
 

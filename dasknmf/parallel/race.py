@@ -15,7 +15,7 @@ import numpy as np
 from dask.system import CPU_COUNT
 from sklearn.utils.extmath import randomized_svd
 
-from dasknmf.numerics import kernels, random
+from dasknmf.numerics import kernels, nndsvd, random
 from dasknmf.numerics.kernels import Array, Slab
 from dasknmf.numerics.losses import Frobenius
 from dasknmf.numerics.observed import Observed
@@ -171,6 +171,13 @@ def run_race(
         return _round(team, racing, sample, LAST, LATE) if polish else racing
 
 
+def run_alone(sample: Slab, short: Array) -> Candidate:
+    """A few iterations of one start, on all threads."""
+    candidate = Candidate(0, short)
+    with Team(CPU_COUNT) as team:
+        return _round(team, [candidate], sample, SCOUT, 0.0)[0]
+
+
 def _first_round(team: Team, racing: list[Candidate], few: Slab) -> list[Candidate]:
     """On the columns that these rows reach: least squares leaves zero in the others."""
     if not kernels.is_sparse(few):
@@ -200,23 +207,11 @@ def _svd_candidate(sample: Slab, k: int, seed: int, polish: bool) -> Candidate:
 
 
 def _svd_start(sample: Slab, k: int, seed: int, steps: int) -> Array:
-    """NNDSVD: the heavier half of each pair of singular vectors, zeros filled with a little.
-
-    C. Boutsidis, E. Gallopoulos: SVD based initialization, Pattern Recognition 41(4), 2008.
-    """
+    """NNDSVD of the sample."""
     unit = 1.0 / kernels.unit_of(_values(sample))
     near_one = (sample * unit).astype(np.float32, copy=False)
     left, values, right = randomized_svd(near_one, k, n_iter=steps, random_state=seed & 0xFFFFFFFF)
-    short = np.empty((sample.shape[1], k))
-    for a in range(k):
-        halves = []
-        for sign in (1.0, -1.0):
-            u, v = np.maximum(sign * left[:, a], 0), np.maximum(sign * right[a], 0)
-            halves.append((np.linalg.norm(u) * np.linalg.norm(v), v))
-        weight, v = max(halves, key=lambda half: float(half[0]))
-        short[:, a] = np.sqrt(values[a] * weight) * v / (np.linalg.norm(v) or 1.0)
-    short[short == 0.0] = 0.01 * short.mean()
-    return short
+    return nndsvd.heavier_halves(left, values, right.T)
 
 
 def _round(

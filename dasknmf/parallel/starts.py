@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dasknmf.numerics import nndsvd, random
+from dasknmf.numerics import kernels, nndsvd, random
 from dasknmf.numerics.errors import DataError, ParameterError
 from dasknmf.numerics.inspection import Inspection, Place, inspect_slab
 from dasknmf.numerics.kernels import Array, Slab, gram
@@ -35,8 +35,9 @@ from dasknmf.numerics.work import (
     RangeFinder,
     Step,
 )
+from dasknmf.parallel import vectors
 from dasknmf.parallel.executors import Carried, Executor
-from dasknmf.parallel.race import Candidate, count_candidates, run_race
+from dasknmf.parallel.race import Candidate, count_candidates, run_alone, run_race
 
 NAMES = ("auto", "sample", "random", "nndsvd", "nndsvda", "nndsvdar", "custom")
 MODELS = 4  # that go on from a sample to the whole of V, at most
@@ -132,13 +133,29 @@ def _sample(request: Request, executor: Executor, name: str) -> Start | None:
     k = request.n_components
     rows, polish = sampled.rows, sampled.polish
     count = count_candidates(rows, polish=polish)
-    found = run_race(rows, k, request.seed, range(count + 1), 1, polish=polish)
+    if sampled.scarce(k):
+        found = list(_by_singular_vectors(sampled, [k], request.seed, executor).values())
+    else:
+        found = run_race(rows, k, request.seed, range(count + 1), 1, polish=polish)
     if request.n_init > 1:
         others = range(count + 1, 2 * count + request.n_init)
         survivors = min(request.n_init, MODELS) - 1
         found += run_race(rows, k, request.seed, others, survivors, polish=polish)
     shorts = tuple(sampled.factor(candidate) for candidate in found)
     return Start(shorts, inspection=sampled.inspection, relative=found[0].relative)
+
+
+def _by_singular_vectors(
+    sampled: _Sampled, ranks: Sequence[int], seed: int, executor: Executor
+) -> dict[int, Candidate]:
+    """A start for every rank from the singular vectors of all of V, for one read in all."""
+    rows = sampled.rows
+    probes = [vectors.probes(rows, k, seed) for k in ranks]
+    found = vectors.refined(executor, probes, ranks)
+    return {
+        k: run_alone(rows, vectors.starting(rows, *triples))
+        for k, triples in zip(ranks, found, strict=True)
+    }
 
 
 def study_start(
@@ -160,6 +177,10 @@ def study_start(
             factors += _random_factors(request, lot, executor, start.smallest[0])
         return replace(start, short=tuple(factors)), [start.relative] * len(factors)
     known: dict[Any, list[Candidate]] = {}
+    alone = {lot.k for lot in lots if lot.fold is None and lot.many == 1}
+    if scarce := sorted(k for k in alone if sampled.scarce(k)):
+        best = _by_singular_vectors(sampled, scarce, request.seed, executor)
+        known = {(k, 1, None): [candidate] for k, candidate in best.items()}
     for lot in lots:
         same = (lot.k, lot.many, None if lot.fold is None else (lot.fold.blocks, lot.fold.row))
         rows = sampled.seen_by(lot)
@@ -214,6 +235,16 @@ class _Sampled:
     def polish(self) -> bool:
         """Whether the fit goes on with the loss of the race: it does not where that is of roots."""
         return not self.root
+
+    def scarce(self, k: int) -> bool:
+        """Whether these rows have fewer entries than the factor that is to be found from them.
+
+        What the best of many starts has fitted is then the sample, not V: singular vectors of all
+        of V, which cost a read more, are the better start.
+        """
+        rows = self.rows
+        few = kernels.is_sparse(rows) and rows.nnz < rows.shape[1] * k
+        return bool(few) and not self.root and k <= rows.shape[1]
 
     def factor(self, candidate: Candidate) -> Array:
         """The short factor for V of a candidate that ran on these rows."""
