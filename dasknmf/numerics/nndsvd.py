@@ -128,13 +128,13 @@ def heavier_halves(left: Array, values: Array, right: Array) -> Float64:
 
     ``left`` may be of a sample of the rows: its sizes count among themselves, column by column.
     """
-    short: Float64 = np.empty(right.shape)
-    for a in range(right.shape[1]):
-        halves = []
-        for sign in (1.0, -1.0):
-            u, v = np.maximum(sign * left[:, a], 0), np.maximum(sign * right[:, a], 0)
-            halves.append((np.linalg.norm(u) * np.linalg.norm(v), v))
-        weight, v = max(halves, key=lambda half: float(half[0]))
-        short[:, a] = np.sqrt(values[a] * weight) * v / (np.linalg.norm(v) or 1.0)
+    left_up, left_down = (np.sqrt(norm) for norm in half_norms(left))
+    right_up, right_down = (np.sqrt(norm) for norm in half_norms(right))
+    up, down = left_up * right_up, left_down * right_down
+    sign = np.where(up >= down, 1.0, -1.0)
+    norm = np.where(up >= down, right_up, right_down)
+    scale = np.sqrt(values * np.maximum(up, down))
+    scale = np.divide(scale, norm, out=scale, where=norm > 0.0)
+    short: Float64 = np.maximum(right * sign, 0.0) * scale
     short[short == 0.0] = 0.01 * short.mean()
     return short

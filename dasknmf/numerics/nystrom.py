@@ -18,12 +18,11 @@ SPARE = 10  # vectors more than are wanted, in every step
 ROUNDING = 1e-12  # eigenvalues, in parts of the largest: below, they are none
 
 
-def orthonormal(product: Float64) -> Float64:
-    """An orthonormal basis of what spans ``product`` to rounding, columns × at most its width."""
-    scaled = _near_one(product)
-    values, turn = _eigen(gram(scaled))
-    basis: Float64 = scaled @ (turn / np.sqrt(values))
-    return basis
+def whitening(squared: Float64) -> Float64:
+    """What makes columns with this Gram matrix orthonormal: l × the rank that they have."""
+    values, turn = _eigen(squared)
+    found: Float64 = turn / np.sqrt(values)
+    return found
 
 
 def leading(product: Float64, basis: Array, count: int) -> tuple[Float64, Float64]:
@@ -34,8 +33,7 @@ def leading(product: Float64, basis: Array, count: int) -> tuple[Float64, Float6
     """
     scaled = _near_one(product)
     core = basis.T.astype(np.float64) @ scaled
-    inner, turn = _eigen((core + core.T) / 2.0)
-    root = scaled @ (turn / np.sqrt(inner))
+    root = scaled @ whitening((core + core.T) / 2.0)
     squares, turn = _eigen(gram(root))
     many = min(count, squares.size)
     values, right = np.zeros(count), np.zeros((product.shape[0], count))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from dask.system import CPU_COUNT
@@ -18,6 +19,8 @@ from dasknmf.parallel.team import Team
 
 STEPS = 12  # of power iteration on the sample
 PARTS = 2  # of the sample, for threads, whatever the number of them
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 def probes(sample: Slab, k: int, seed: int) -> Array:
@@ -27,30 +30,83 @@ def probes(sample: Slab, k: int, seed: int) -> Array:
     """
     ensure_one_thread()
     reached, places = np.unique(sample.indices, return_inverse=True)
+    unit = 1.0 / kernels.unit_of(sample.data)
     near = type(sample)(
-        (sample.data, places.astype(sample.indices.dtype, copy=False), sample.indptr),
+        (sample.data * unit, places.astype(sample.indices.dtype, copy=False), sample.indptr),
         shape=(sample.shape[0], reached.size),
     )
-    edges = [near.shape[0] * i // PARTS for i in range(PARTS + 1)]
-    parts = [near[a:b] for a, b in pairwise(edges)]
     width = min(k + 2 * nystrom.SPARE, reached.size)
-    basis: Array = random.normal_rows(seed, "singular-vectors", 0, 0, reached.size, width)
+    basis: Array = random.uniform_rows(seed, "singular-vectors", 0, 0, reached.size, width) - 0.5
     with Team(CPU_COUNT) as team:
+        iteration = _PowerIteration(team, near, width)
         for _ in range(STEPS):
-            basis = nystrom.orthonormal(_product(team, parts, basis)).astype(sample.dtype)
-        _, right = nystrom.leading(_product(team, parts, basis), basis, k + nystrom.SPARE)
+            basis = iteration.step(basis)
+        _, right = nystrom.leading(iteration.product(basis), basis, k + nystrom.SPARE)
     found = np.zeros((sample.shape[1], right.shape[1]), sample.dtype)
     found[reached] = right
     return found[:, right.any(axis=0)]
 
 
-def _product(team: Team, parts: Sequence[Slab], basis: Array) -> Float64:
-    def product(part: Slab) -> Float64:
-        ensure_one_thread()
-        return nndsvd.power_product(part, basis)
+class _PowerIteration:
+    """On SᵀS of a sparse S, part by part; products reuse their memory."""
 
-    total: Float64 = add(team.map(product, parts))
-    return total
+    def __init__(self, team: Team, sample: Slab, width: int) -> None:
+        rows, columns = sample.shape
+        self._team = team
+        self._parts = [sample[some] for some in _stretches(rows)]
+        self._stretches = _stretches(columns)
+        self._inner = [np.empty(part.shape[0] * width) for part in self._parts]
+        self._outer = [np.empty(columns * width) for _ in self._parts]
+
+    def product(self, basis: Array) -> Float64:
+        """SᵀS basis; the next one overwrites it."""
+        first, *others = self._products(basis)
+        for other in others:
+            first += other
+        return first
+
+    def step(self, basis: Array) -> Array:
+        """An orthonormal basis of SᵀS basis; smaller, where S has a lower rank."""
+        first, *others = self._products(basis)
+
+        def gram(some: slice) -> Float64:
+            for other in others:
+                first[some] += other[some]
+            return kernels.gram(first[some])
+
+        whitening = nystrom.whitening(add(self._map(gram, self._stretches)))
+        new = np.empty((first.shape[0], whitening.shape[1]), self._parts[0].dtype)
+
+        def turn(some: slice) -> None:
+            new[some] = first[some] @ whitening
+
+        self._map(turn, self._stretches)
+        return new
+
+    def _products(self, basis: Array) -> list[Float64]:
+        fixed, width = kernels.own(basis), basis.shape[1]
+
+        def product(n: int) -> Float64:
+            entries = kernels.csr_parts(self._parts[n])
+            inner = self._inner[n][: self._parts[n].shape[0] * width].reshape(-1, width)
+            outer = self._outer[n][: fixed.size].reshape(fixed.shape)
+            outer[:] = 0.0
+            kernels.loops().csr_matmul(*entries, fixed, inner)
+            kernels.loops().csr_t_matmul(*entries, kernels.own(inner), outer)
+            return outer
+
+        return self._map(product, range(PARTS))
+
+    def _map(self, work: Callable[[S], T], items: Iterable[S]) -> list[T]:
+        def alone(item: S) -> T:
+            ensure_one_thread()
+            return work(item)
+
+        return self._team.map(alone, items)
+
+
+def _stretches(rows: int) -> list[slice]:
+    return [slice(a, b) for a, b in pairwise(rows * i // PARTS for i in range(PARTS + 1))]
 
 
 def refined(
