@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.utils import check_random_state
 
-from dasknmf.numerics import compression, planning
+from dasknmf.numerics import compression, nystrom, planning
 from dasknmf.numerics.errors import FactorWarning, ParameterError, warn
 from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.losses import Loss, make_loss
@@ -179,7 +179,13 @@ def make_job(model: NMF, solver: Solver, k: int, slabs: Slabs, *, keep_rows: boo
         curvature=_curvature(solver, slabs, k),
         commits=model.checkpoint is not None,
         keep_rows=keep_rows,
+        probes=k + nystrom.SPARE if init == "sample" and may_probe(slabs, model.beta_loss) else 0,
     )
+
+
+def may_probe(slabs: Slabs, beta_loss: Any) -> bool:
+    """Whether a start may come from singular vectors of all of V: where a sample may be scarce."""
+    return slabs.sparse and not slabs.observed and make_loss(beta_loss).kind is Normal
 
 
 def _curvature(solver: Solver, slabs: Slabs, k: int) -> int:

@@ -223,7 +223,8 @@ missing
             n_init=int(self.n_init),
         )
         one = parameters.make_job(template, solver, request.n_components, slabs, keep_rows=False)
-        job = Job(**{**vars(one), "models": sharing.models_of(lots)})
+        probes = starts.probes_of(lots) if one.probes else 0
+        job = Job(**{**vars(one), "models": sharing.models_of(lots), "probes": probes})
         with ExitStack() as stack:
             callbacks = tuple(self.callbacks or ())
             if self.verbose:

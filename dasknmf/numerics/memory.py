@@ -72,6 +72,8 @@ class Job:
         Whether states are committed while the fit goes on: one being written, one that waits.
     keep_rows
         Whether the factor of the samples is wanted in the end.
+    probes
+        Vectors with which a start may read V in search of its singular ones.
     """
 
     k: int
@@ -82,6 +84,7 @@ class Job:
     curvature: int = 0
     commits: bool = False
     keep_rows: bool = False
+    probes: int = 0
 
     @property
     def width(self) -> int:
@@ -208,7 +211,8 @@ def worker_parts(matrix: Matrix, job: Job, machines: Machines, resident: bool) -
     if planning.merged_at_once(leaves, sum_bytes(matrix, job)):
         held = max(held, leaves + 1)
     sums = held * sum_bytes(matrix, job) + 2 * factor_bytes(matrix, job)
-    parts["sums"] = max(sums, sample_bytes(matrix, job))  # copied once no slab is at work
+    probed = (min(share, 2 * planning.FAN_IN) + planning.FAN_IN + 1) * probe_bytes(matrix, job)
+    parts["sums"] = max(sums, probed, sample_bytes(matrix, job))  # copied once no slab is at work
     return parts
 
 
@@ -251,7 +255,8 @@ def work_bytes(matrix: Matrix, job: Job) -> int:
     solve = (2 if job.models == 1 else 3) * k * DOUBLE
     rows = m * (width * (DOUBLE + 2 * f) + max(width * f, solve))
     short = m * (4 * width * f + k * DOUBLE) + n * width * (f + DOUBLE)
-    return 2 * factor_bytes(matrix, job) + max(rows, short)
+    probed = m * job.probes * DOUBLE + 2 * probe_bytes(matrix, job)
+    return 2 * factor_bytes(matrix, job) + max(rows, short, probed)
 
 
 def factor_bytes(matrix: Matrix, job: Job) -> int:
@@ -265,6 +270,11 @@ def sum_bytes(matrix: Matrix, job: Job) -> int:
     return arrays * job.width * DOUBLE + job.models * job.curvature
 
 
+def probe_bytes(matrix: Matrix, job: Job) -> int:
+    """What a visit to a slab brings in search of singular vectors."""
+    return matrix.columns * job.probes * DOUBLE
+
+
 def client_parts(matrix: Matrix, job: Job, workers: int) -> dict[str, int]:
     """Peak of the process of the fit, by what it is for."""
     factor = matrix.columns * job.k * DOUBLE
@@ -273,7 +283,10 @@ def client_parts(matrix: Matrix, job: Job, workers: int) -> dict[str, int]:
     return {
         "process": PROCESS,
         "matrix": 0 if matrix.lazy else matrix.nbytes or 0,
-        "sums of the waves": (job.waves + 3) * sum_bytes(matrix, job),
+        "sums of the waves": max(
+            (job.waves + 3) * sum_bytes(matrix, job),
+            (planning.FAN_IN + 3) * probe_bytes(matrix, job),  # of which the sample takes as many
+        ),
         "commits": (2 * job.waves + 4) * sum_bytes(matrix, job) if job.commits else 0,
         "factors": 4 * factor_bytes(matrix, job) + 4 * factor,
         "sample": 3 * sample_bytes(matrix, job),

@@ -171,11 +171,14 @@ def run_race(
         return _round(team, racing, sample, LAST, LATE) if polish else racing
 
 
-def run_alone(sample: Slab, short: Array) -> Candidate:
-    """A few iterations of one start, on all threads."""
+def run_alone(sample: Slab, short: Array, plenty: float) -> Candidate:
+    """A few iterations of one start, on all threads: more where entries are in ``plenty``.
+
+    Of few of them many iterations would fit what is there by chance.
+    """
     candidate = Candidate(0, short)
     with Team(CPU_COUNT) as team:
-        return _round(team, [candidate], sample, SCOUT, 0.0)[0]
+        return _round(team, [candidate], sample, max(SCOUT, int(ROUND * plenty)), 0.0)[0]
 
 
 def _first_round(team: Team, racing: list[Candidate], few: Slab) -> list[Candidate]:

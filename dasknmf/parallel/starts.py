@@ -7,25 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from dasknmf.numerics import kernels, nndsvd, random
+from dasknmf.numerics import nndsvd, nystrom, random
 from dasknmf.numerics.errors import DataError, ParameterError
 from dasknmf.numerics.inspection import Inspection, Place, inspect_slab
-from dasknmf.numerics.kernels import Array, Slab, gram
+from dasknmf.numerics.kernels import Array, gram
 from dasknmf.numerics.losses import Loss
 from dasknmf.numerics.lots import Lot
-from dasknmf.numerics.memory import SAMPLE, SAMPLED
-from dasknmf.numerics.observed import stacked
 from dasknmf.numerics.penalties import Penalty
-from dasknmf.numerics.sampling import DrawByNorm, Int64, TakeRows
 from dasknmf.numerics.solvers import Solver
-from dasknmf.numerics.terms import Normal, add
-from dasknmf.numerics.weighted import squared_norms
+from dasknmf.numerics.terms import Normal
 from dasknmf.numerics.work import (
     Inspect,
     KeepHalves,
@@ -38,6 +33,7 @@ from dasknmf.numerics.work import (
 from dasknmf.parallel import vectors
 from dasknmf.parallel.executors import Carried, Executor
 from dasknmf.parallel.race import Candidate, count_candidates, run_alone, run_race
+from dasknmf.parallel.sample import Sampled, checked, draw
 
 NAMES = ("auto", "sample", "random", "nndsvd", "nndsvda", "nndsvdar", "custom")
 MODELS = 4  # that go on from a sample to the whole of V, at most
@@ -93,12 +89,6 @@ def make_start(request: Request, executor: Executor, name: str) -> Start:
     return _nndsvd(request, executor, name)
 
 
-def _checked(inspection: Inspection, executor: Executor, name: str) -> Inspection:
-    inspection.raise_if_bad(executor.slabs.transposed, name)
-    inspection.raise_if_out_of_range(executor.slabs.dtype)
-    return inspection
-
-
 def _mean(inspection: Inspection, executor: Executor) -> float:
     return inspection.mean(executor.slabs.shape)
 
@@ -112,7 +102,7 @@ def _random(request: Request, executor: Executor, name: str) -> Start:
     scale, inspection = 1.0, None
     if request.solver.carries_rows or any(p.active for p in request.penalties):
         visit = executor.run(Inspect())
-        inspection = _checked(visit.sums, executor, name)
+        inspection = checked(visit.sums, executor, name)
         scale = float(np.sqrt(_mean(inspection, executor) / k))
     shorts = []
     for model in range(request.n_init):
@@ -127,15 +117,16 @@ def _sample(request: Request, executor: Executor, name: str) -> Start | None:
 
     Whoever is best among the first candidates is model 0, however many models there are.
     """
-    sampled = _sampled(request, executor, name)
+    sampled = _drawn(request, request.n_components, executor, name)
     if sampled is None:
         return None
     k = request.n_components
     rows, polish = sampled.rows, sampled.polish
     count = count_candidates(rows, polish=polish)
-    if sampled.scarce(k):
+    found = []
+    if sampled.plenty(k) < 1.0:
         found = list(_by_singular_vectors(sampled, [k], request.seed, executor).values())
-    else:
+    if not found:
         found = run_race(rows, k, request.seed, range(count + 1), 1, polish=polish)
     if request.n_init > 1:
         others = range(count + 1, 2 * count + request.n_init)
@@ -145,16 +136,25 @@ def _sample(request: Request, executor: Executor, name: str) -> Start | None:
     return Start(shorts, inspection=sampled.inspection, relative=found[0].relative)
 
 
+def _drawn(request: Request, k: int, executor: Executor, name: str) -> Sampled | None:
+    root = request.loss.kind is not Normal
+    return draw(k, request.seed, root=root, executor=executor, name=name)
+
+
 def _by_singular_vectors(
-    sampled: _Sampled, ranks: Sequence[int], seed: int, executor: Executor
+    sampled: Sampled, ranks: Sequence[int], seed: int, executor: Executor
 ) -> dict[int, Candidate]:
-    """A start for every rank from the singular vectors of all of V, for one read in all."""
+    """A start for every rank from the singular vectors of all of V, for one read in all.
+
+    None for a rank that V does not have.
+    """
     rows = sampled.rows
     probes = [vectors.probes(rows, k, seed) for k in ranks]
     found = vectors.refined(executor, probes, ranks)
     return {
-        k: run_alone(rows, vectors.starting(rows, *triples))
+        k: run_alone(rows, vectors.starting(rows, *triples), sampled.plenty(k))
         for k, triples in zip(ranks, found, strict=True)
+        if triples[0].all()
     }
 
 
@@ -168,7 +168,7 @@ def study_start(
     a fit of this rank. A lot with a fold has a start that has not seen the rows held out.
     """
     largest = max(lot.k for lot in lots)
-    sampled = _sampled(replace(request, n_components=largest), executor, name)
+    sampled = _drawn(request, largest, executor, name)
     factors: list[Array] = []
     errors: list[float] = []
     if sampled is None:
@@ -177,8 +177,7 @@ def study_start(
             factors += _random_factors(request, lot, executor, start.smallest[0])
         return replace(start, short=tuple(factors)), [start.relative] * len(factors)
     known: dict[Any, list[Candidate]] = {}
-    alone = {lot.k for lot in lots if lot.fold is None and lot.many == 1}
-    if scarce := sorted(k for k in alone if sampled.scarce(k)):
+    if scarce := [k for k in _probed(lots) if sampled.plenty(k) < 1.0]:
         best = _by_singular_vectors(sampled, scarce, request.seed, executor)
         known = {(k, 1, None): [candidate] for k, candidate in best.items()}
     for lot in lots:
@@ -201,6 +200,16 @@ def study_start(
     return Start(tuple(factors), inspection=sampled.inspection), errors
 
 
+def _probed(lots: Sequence[Lot]) -> list[int]:
+    """Ranks whose one start, of all rows, may come from singular vectors of all of V."""
+    return sorted({lot.k for lot in lots if lot.fold is None and lot.many == 1})
+
+
+def probes_of(lots: Sequence[Lot]) -> int:
+    """Vectors with which V is read for them, at most."""
+    return sum(k + nystrom.SPARE for k in _probed(lots))
+
+
 def _random_factors(request: Request, lot: Lot, executor: Executor, scale: float) -> list[Array]:
     """Random starts of a lot, of ``scale`` / sqrt(k)."""
     made, columns = [], executor.slabs.shape[1]
@@ -209,115 +218,6 @@ def _random_factors(request: Request, lot: Lot, executor: Executor, scale: float
         short = (drawn * scale / np.sqrt(lot.k)).astype(executor.slabs.dtype)
         made.append(short if lot.fold is None else lot.fold.masked(short))
     return made
-
-
-@dataclass(frozen=True)
-class _Sampled:
-    """Rows of V (their roots: ``root``), what was seen of V, and how many rows each stands for.
-
-    ``names``: the global numbers of the rows.
-    """
-
-    rows: Slab
-    names: Int64
-    inspection: Inspection | None
-    growth: float
-    root: bool
-
-    def seen_by(self, lot: Lot) -> Slab:
-        """Those of the rows that a lot may see."""
-        if lot.fold is None:
-            return self.rows
-        groups = lot.fold.blocks.rows_of(self.names)
-        return self.rows[np.flatnonzero(groups != lot.fold.row)]
-
-    @property
-    def polish(self) -> bool:
-        """Whether the fit goes on with the loss of the race: it does not where that is of roots."""
-        return not self.root
-
-    def scarce(self, k: int) -> bool:
-        """Whether these rows have fewer entries than the factor that is to be found from them.
-
-        What the best of many starts has fitted is then the sample, not V: singular vectors of all
-        of V, which cost a read more, are the better start.
-        """
-        rows = self.rows
-        few = kernels.is_sparse(rows) and rows.nnz < rows.shape[1] * k
-        return bool(few) and not self.root and k <= rows.shape[1]
-
-    def factor(self, candidate: Candidate) -> Array:
-        """The short factor for V of a candidate that ran on these rows."""
-        H = candidate.balanced(self.growth)
-        if not self.root:
-            return H
-        return np.square(np.maximum(H, 0.1 * H.mean()))  # an exact zero could not be left
-
-
-def _sampled(request: Request, executor: Executor, name: str) -> _Sampled | None:
-    """Some rows of V; None where too few, or bad ones.
-
-    Rows of a sparse or an uneven matrix (where few rows carry most of it) are drawn by their norms,
-    in one read that validates V, too. Otherwise they come from all slabs where those are in
-    memory, else from a tenth of the slabs, spread evenly.
-
-    For Kullback-Leibler the entries' square roots are factorised, and the factor is squared: roots
-    of counts have equal variance (M. S. Bartlett, J. Roy. Stat. Soc. Suppl. 3(1), 1936).
-    """
-    root = request.loss.kind is not Normal
-    slabs, k = executor.slabs, request.n_components
-    rows, columns = slabs.shape
-    inspection = None
-    if slabs.sparse:
-        wanted = min(max(100 * k, columns, 1000), SAMPLED[True], rows // 2)
-    else:
-        most = SAMPLE // (columns * slabs.dtype.itemsize)
-        wanted = min(max(100 * k, 1000), SAMPLED[False], rows // 4, most)
-    if wanted < 4 * k:
-        return None
-    sample, names = None, np.zeros(0, np.int64)
-    if not (slabs.sparse or root):
-        sample, names = _some_rows(wanted, request.seed, executor)
-    if sample is None or _uneven(sample):
-        work = DrawByNorm(wanted, max(50, 4 * wanted // len(slabs)), request.seed, root)
-        drawn = add([executor.run(work).sums])
-        inspection = _checked(drawn.inspection, executor, name)
-        sample, names = stacked(drawn.blocks), drawn.names
-    seen = inspect_slab(sample, Place(0, 0, 1))
-    if sample.shape[0] < 4 * k or seen.unfit(slabs.dtype) or seen.squares == 0.0:
-        return None  # the first pass will say how many bad values there are, and where
-    return _Sampled(sample, names, inspection, rows / sample.shape[0], root)
-
-
-def _some_rows(wanted: int, seed: int, executor: Executor) -> tuple[Slab, Int64]:
-    """Rows with equal chances, and their numbers, from as little of V as can be read for them."""
-    slabs = executor.slabs
-    only = range(len(slabs)) if slabs.graph is None else _some_slabs(len(slabs), seed)
-    reached = sum(slabs.edges[i + 1] - slabs.edges[i] for i in only)
-    share = Fraction(wanted, slabs.shape[0]) if slabs.graph is None else None
-    work = TakeRows(wanted / reached, seed)
-    taken = executor.run(work, only=only, share=share).sums
-    return stacked(taken.blocks), taken.names
-
-
-def _uneven(sample: Slab) -> bool:
-    """Whether few rows carry most of the matrix: so few that the others count for less than half.
-
-    (Σ ||v||²)² / Σ ||v||⁴ is the number of rows where all weigh the same.
-    """
-    weights = squared_norms(sample)
-    if not np.isfinite(weights).all() or not weights.any():
-        return False
-    weights = weights / weights.max()
-    return bool(np.sum(weights) ** 2 < 0.5 * weights.size * np.sum(weights**2))
-
-
-def _some_slabs(count: int, seed: int) -> list[int]:
-    """A tenth of the slabs, or four of fewer than forty, one from each stretch of them."""
-    some = max(-(-count // 10), min(4, -(-count // 3)))
-    edges = np.linspace(0, count, some + 1).astype(int)
-    stream = random.generator(seed, "sample-slabs", 0, 0)
-    return [int(stream.integers(a, b)) for a, b in pairwise(edges)]
 
 
 def _nndsvd(request: Request, executor: Executor, name: str) -> Start:
@@ -331,7 +231,7 @@ def _nndsvd(request: Request, executor: Executor, name: str) -> Start:
         )
     probes = nndsvd.test_matrix(request.seed, columns, k)
     first = executor.run(RangeFinder(probes)).sums
-    inspection = _checked(first.inspection, executor, name)
+    inspection = checked(first.inspection, executor, name)
     basis = nndsvd.orthonormal(first.product)
     second = executor.run(Project(basis), keep=True)
     found = nndsvd.directions(second.sums, basis, k)
@@ -365,7 +265,7 @@ def _custom(request: Request, executor: Executor, name: str) -> Start:
         if not request.solver.carries_rows:
             return Start((short,))
         visit = executor.run(Inspect())
-        inspection = _checked(visit.sums, executor, name)
+        inspection = checked(visit.sums, executor, name)
         scale = float(np.sqrt(_mean(inspection, executor) / request.n_components))
         smallest = (scale, _smallest(short))
         return Start((short,), None, RandomRows(request.seed, scale), inspection, smallest)
@@ -377,7 +277,7 @@ def _custom(request: Request, executor: Executor, name: str) -> Start:
         request.loss, request.solver, request.penalties[0], (short,), move=False, inspect=True
     )
     sums = executor.run(step, carried).sums
-    inspection = _checked(sums.inspection, executor, name)
+    inspection = checked(sums.inspection, executor, name)
     short = request.solver.half_step(short, sums.models[0].terms, request.penalties[1])
     return Start((short,), carried, None, inspection, smallest)
 
@@ -397,7 +297,7 @@ def _from_rows(request: Request, executor: Executor, name: str, carried: Carried
     zeros = np.zeros((slabs.shape[1], k), dtype=slabs.dtype)
     step = Step(Frobenius(), ALS(), Penalty(), (zeros,), move=False, inspect=True)
     sums = executor.run(step, carried).sums
-    inspection = _checked(sums.inspection, executor, name)
+    inspection = checked(sums.inspection, executor, name)
     short = ALS().half_step(zeros, sums.models[0].terms, request.penalties[1])
     if request.loss.kind is not Normal:  # multiplicative steps can't leave an exact zero
         short = np.maximum(short, 1e-3 * float(np.mean(short)))
