@@ -51,8 +51,9 @@ class NMF(Reading, Partial, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         Kullback-Leibler). Where those of a sparse X have fewer entries than the components, one
         more read gives X's own singular vectors (Nyström's approximation), from which the start
         is made (NNDSVD), in place of the race. 'custom' takes W and H from ``fit``, or one of
-        them. The nndsvd family costs two reads. 'auto' and None: 'sample' for ``als`` and ``newton``, else 'nndsvda'
-        ('random' where n_components > min(n_samples, n_features), or n_init > 1).
+        them. The nndsvd family costs two reads. 'auto' and None: 'sample' for ``als`` and
+        ``newton``, else 'nndsvda' ('random' where n_components > min(n_samples, n_features), or
+        n_init > 1).
     n_init : int, default=1
         Starts. They share every read of X: all of them race on the sample, and at most 4 go on
         to X itself; with init='random' all do. After each pass the better half goes on, and always
