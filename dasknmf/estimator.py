@@ -48,15 +48,15 @@ class NMF(Reading, Partial, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     init : {'auto', 'sample', 'random', 'nndsvd', 'nndsvda', 'nndsvdar', 'custom'}, default=None
         Start. 'sample': restarts race in memory on some rows, and the best goes on. The rows come
         from a tenth of the chunks, or are drawn by their norms in one read (sparse and uneven X,
-        Kullback-Leibler). Where those of a sparse X have fewer entries than the components, one
-        more read gives X's own singular vectors (Nyström's approximation), from which the start
-        is made (NNDSVD), in place of the race. 'custom' takes W and H from ``fit``, or one of
-        them. The nndsvd family costs two reads. 'auto' and None: 'sample' for ``als`` and
-        ``newton``, else 'nndsvda' ('random' where n_components > min(n_samples, n_features), or
-        n_init > 1).
+        Kullback-Leibler). Where those of a sparse X have fewer entries than the components (and
+        X has 20 columns for each), one more read gives X's own singular vectors (Nyström's
+        approximation), of which the first start is made (NNDSVD), in place of the race. 'custom'
+        takes W and H from ``fit``, or one of them. The nndsvd family costs two reads. 'auto' and
+        None: 'sample' for ``als`` and ``newton``, else 'nndsvda' ('random' where n_components >
+        min(n_samples, n_features), or n_init > 1).
     n_init : int, default=1
-        Starts. They share every read of X: all of them race on the sample, and at most 4 go on
-        to X itself; with init='random' all do. After each pass the better half goes on, and always
+        Starts. They share every read of X: they race on the sample, and at most 4 go on to X
+        itself; with init='random' all do. After each pass the better half goes on, and always
         the one with which n_init=1 would have gone on: it decides when the fit ends, so more starts
         cost no read and end with no higher objective.
     waves : int or 'auto', default='auto'

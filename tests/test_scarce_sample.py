@@ -114,6 +114,25 @@ def test_a_sample_of_low_rank_has_no_more_vectors_than_that(rng):
     np.testing.assert_allclose(found.T @ found, np.eye(3), atol=1e-6)
 
 
+@pytest.mark.parametrize("small", [1e-1, 1e-3, 1e-4])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_small_singular_values_are_found_beside_a_large_one(small, dtype, rng):
+    """Six blocks of columns, one of them of large entries; as a column of other units is."""
+    rows = np.arange(6000)
+    columns = 500 * (rows % 6) + rng.integers(0, 5, rows.size)
+    sizes = np.where(rows % 6, small, 1.0).astype(dtype)
+    V = sp.csr_array((sizes, (rows, columns)), shape=(6000, 3000))
+    found = vectors.probes(V, 6, 0)
+    assert found.shape[1] == 16
+    exact = np.linalg.svd(V[:, :505].toarray())[2][:5].T
+    inside = np.linalg.norm(np.linalg.qr(found)[0][:505].T @ exact, axis=0)
+    assert inside[0] > 1.0 - 1e-6
+    model = NMF(6, random_state=0, tol=0, max_iter=3).fit(V)
+    assert model.history_["reads"][0] == 3.0
+    blocks = model.components_.reshape(6, 6, 500).any(axis=(0, 2))
+    assert blocks.all()
+
+
 @pytest.mark.parametrize("threads", [1, 2, 7])
 def test_any_number_of_threads_gives_the_same_bits(threads, texts, monkeypatch):
     one = vectors.probes(texts, 9, 0)
@@ -158,7 +177,11 @@ def test_plenty_counts_entries_for_each_of_the_factors(texts):
     assert drawn.plenty(4) == rows.nnz / (1500 * 4)
     assert replace(drawn, root=True).plenty(4) == np.inf
     assert replace(drawn, rows=rows.toarray()).plenty(4) == np.inf
-    assert drawn.plenty(1501) == np.inf
+    assert drawn.plenty(76) == np.inf  # fewer than 20 columns for each
+    assert drawn.plenty(75) < 1.0
+    stored = rows.copy()
+    stored.data[::2] = 0.0
+    assert replace(drawn, rows=stored).plenty(4) == np.count_nonzero(stored.data) / 6000
 
 
 def test_the_start_gets_closer_in_as_many_reads(monkeypatch):
@@ -177,9 +200,9 @@ def test_the_start_gets_closer_in_as_many_reads(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::dasknmf.numerics.errors.FactorWarning")
-def test_a_rank_that_v_does_not_have_goes_to_the_race(monkeypatch):
-    """Two kinds of rows, one entry each."""
-    races, run = [], starts.run_race
+def test_a_rank_that_there_is_not_goes_to_the_race(monkeypatch):
+    """Two kinds of rows, one entry each; and vectors of all of V that are rounding."""
+    races, run, refined = [], starts.run_race, vectors.refined
 
     def raced(sample, k, *given, **more):
         races.append(k)
@@ -188,11 +211,18 @@ def test_a_rank_that_v_does_not_have_goes_to_the_race(monkeypatch):
     monkeypatch.setattr(starts, "run_race", raced)
     kinds = np.arange(4000) % 2
     V = sp.csr_array((np.ones(4000), (2 * np.arange(4000), 3000 * kinds)), shape=(8000, 6000))
-    for k in (2, 4):
+    for k, reads in ((2, 3.0), (4, 2.0)):
         model = NMF(k, random_state=0, max_iter=20).fit(V)
-        assert model.history_["reads"][0] == 3.0
+        assert model.history_["reads"][0] == reads
         assert model.history_["relative_error"][-1] < 1e-6
     assert races == [4]
+
+    def one_left(*given):
+        return [(values * [1.0, 0.0], right) for values, right in refined(*given)]
+
+    monkeypatch.setattr(vectors, "refined", one_left)
+    assert NMF(2, random_state=0, max_iter=20).fit(V).history_["relative_error"][-1] < 1e-6
+    assert races == [4, 2]
 
 
 @pytest.mark.parametrize(("plenty", "most"), [(0.01, 4), (0.5, 6), (0.99, 11)])

@@ -29,7 +29,7 @@ from dasknmf.parallel.driver import half_step
 from dasknmf.parallel.team import Team
 
 CANDIDATES = 3  # random starts
-ENOUGH = 2  # where the race is a rough one
+ENOUGH = 1  # where the race is a rough one: the better of two there ends no lower
 SCOUT = 4  # iterations of the second round, there, after which the best goes on alone
 FIRST_ROWS = 300  # of the sample, on which all of them run
 SECOND = 1  # random candidates that see the whole sample, beside the one of the singular vectors

@@ -20,6 +20,8 @@ from dasknmf.numerics.weighted import squared_norms
 from dasknmf.parallel.executors import Executor
 from dasknmf.parallel.race import Candidate
 
+MOST_COMPONENTS = 20  # columns for each, at least, where they come from singular vectors
+
 
 def checked(inspection: Inspection, executor: Executor, name: str) -> Inspection:
     """What was seen of V, unless no fit can go on with it; ``name``: the estimator's."""
@@ -57,12 +59,13 @@ class Sampled:
         """How many entries these rows have for each of the factor that is to be found from them.
 
         Below one, what the best of many starts has fitted is the sample, not V: singular vectors
-        of all of V, which cost a read more, are the better start. Infinite where they are none.
+        of all of V, which cost a read more, are the better start. Infinite where they are not:
+        for a dense V, another loss, or so many components that the last vectors are noise.
         """
-        rows = self.rows
-        if self.root or not kernels.is_sparse(rows) or k > rows.shape[1]:
+        rows, columns = self.rows, self.rows.shape[1]
+        if self.root or not kernels.is_sparse(rows) or k > columns / MOST_COMPONENTS:
             return np.inf
-        return float(rows.nnz) / (rows.shape[1] * k)
+        return int(np.count_nonzero(rows.data)) / (columns * k)
 
     def factor(self, candidate: Candidate) -> Array:
         """The short factor for V of a candidate that ran on these rows."""

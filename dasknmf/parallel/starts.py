@@ -115,6 +115,8 @@ def _random(request: Request, executor: Executor, name: str) -> Start:
 def _sample(request: Request, executor: Executor, name: str) -> Start | None:
     """The best of many least-squares restarts on some rows; None where too few, or bad ones.
 
+    Where those have too few entries to tell, the first comes from singular vectors of all of V.
+
     Whoever is best among the first candidates is model 0, however many models there are.
     """
     sampled = _drawn(request, request.n_components, executor, name)
@@ -144,13 +146,16 @@ def _drawn(request: Request, k: int, executor: Executor, name: str) -> Sampled |
 def _by_singular_vectors(
     sampled: Sampled, ranks: Sequence[int], seed: int, executor: Executor
 ) -> dict[int, Candidate]:
-    """A start for every rank from the singular vectors of all of V, for one read in all.
+    """Starts by rank from the singular vectors of all of V, for one read in all.
 
-    None for a rank that V does not have.
+    A rank that the sample or V does not have is missing.
     """
     rows = sampled.rows
-    probes = [vectors.probes(rows, k, seed) for k in ranks]
-    found = vectors.refined(executor, probes, ranks)
+    near = {k: vectors.probes(rows, k, seed) for k in ranks}
+    ranks = [k for k in ranks if near[k].shape[1] >= k]
+    if not ranks:
+        return {}
+    found = vectors.refined(executor, [near[k] for k in ranks], ranks)
     return {
         k: run_alone(rows, vectors.starting(rows, *triples), sampled.plenty(k))
         for k, triples in zip(ranks, found, strict=True)
@@ -165,7 +170,8 @@ def study_start(
 
     All from one sample, for the largest rank, or random where there is none. They don't race: what
     restarts agree on says something only where each went its own way. One start of a lot is that of
-    a fit of this rank. A lot with a fold has a start that has not seen the rows held out.
+    a fit of this rank from the same rows. A lot with a fold has a start that has not seen the rows
+    held out.
     """
     largest = max(lot.k for lot in lots)
     sampled = _drawn(request, largest, executor, name)
