@@ -13,7 +13,7 @@ import scipy.sparse as sp
 
 import dasknmf
 from dasknmf import parameters
-from dasknmf.numerics import kernels, memory
+from dasknmf.numerics import kernels, memory, refusing
 from dasknmf.numerics.memory import Machines, Plan, make_plan, megabytes
 from dasknmf.numerics.solvers.als import ALS
 from dasknmf.numerics.terms import Normal
@@ -190,7 +190,7 @@ def as_record(plan: Plan, rates: dict[str, Any], seconds: dict[str, float]) -> d
 def refusal(plan: Plan) -> str | None:
     """Why a fit would refuse to start, if it would."""
     try:
-        memory.refuse(plan)
+        refusing.refuse(plan)
     except dasknmf.TooLargeError as error:
         return str(error)
     return None

@@ -20,7 +20,7 @@ import click
 
 import dasknmf
 from dasknmf import cli_plan
-from dasknmf.numerics import memory
+from dasknmf.numerics import memory, refusing
 from dasknmf.numerics.memory import Machines, Plan, make_plan
 from dasknmf.resuming import limit_of
 from dasknmf.storage import matrices
@@ -183,7 +183,7 @@ def _sizes(fit: dict[str, Any], given: tuple[int | None, ...]) -> tuple[Sizes, P
         if cli_plan.refusal(plan) is None and (enough or limit is not None):
             break
     else:
-        memory.refuse(plan)
+        refusing.refuse(plan)
     if seconds is None:
         spent = sum(cli_plan.seconds_per_pass(plan, cli_plan.probe(slabs, plan)).values())
         wanted = 900 + 2 * min(fit["max_iter"], PASSES) * spent

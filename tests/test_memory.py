@@ -21,7 +21,7 @@ from conftest import planted
 from distributed import Client, LocalCluster
 
 from dasknmf import NMF, ClusterError, TooLargeError, cli
-from dasknmf.numerics import memory, planning
+from dasknmf.numerics import memory, planning, refusing
 from dasknmf.numerics.memory import Job, Machines, Matrix, make_plan
 from dasknmf.numerics.work import Inspect
 from dasknmf.parallel import loading, planned
@@ -131,7 +131,7 @@ def test_a_refusal_names_the_slab_that_would_fit():
     tall = Matrix(1000, 4, (50_000,) * 10, 10 * 200 * MB, 200 * MB)
     machines = replace(TWO, memory=700 * MB)
     with pytest.raises(TooLargeError, match=r"slabs at work 200 MB.*would fit") as caught:
-        memory.refuse(make_plan(tall, Job(k=10), machines))
+        refusing.refuse(make_plan(tall, Job(k=10), machines))
     rows = int(str(caught.value).split("slabs of ")[1].split()[0])
     for height, fits in ((rows, True), (rows + 500, False)):
         count = -(-tall.rows // height)
@@ -139,19 +139,19 @@ def test_a_refusal_names_the_slab_that_would_fit():
         cut_anew = replace(tall, heights=heights, chunk=height * 4000)
         plan = make_plan(cut_anew, Job(k=10), machines)
         if fits:
-            memory.refuse(plan)
+            refusing.refuse(plan)
         else:
             with pytest.raises(TooLargeError):
-                memory.refuse(plan)
+                refusing.refuse(plan)
 
 
 def test_a_refusal_that_no_slab_would_cure_says_so():
     with pytest.raises(TooLargeError, match="No size of the slabs would fit"):
-        memory.refuse(make_plan(DENSE, Job(k=900, models=20), TWO))
+        refusing.refuse(make_plan(DENSE, Job(k=900, models=20), TWO))
     small = replace(TWO, client_memory=500 * MB)
     wide = replace(DENSE, columns=300_000, nbytes=300 * DENSE.nbytes)
     with pytest.raises(TooLargeError, match=r"process of the fit would need .*sums of the waves"):
-        memory.refuse(make_plan(wide, Job(k=100, waves=8), small))
+        refusing.refuse(make_plan(wide, Job(k=100, waves=8), small))
 
 
 def test_a_fit_that_cannot_fit_reads_nothing():

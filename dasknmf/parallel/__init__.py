@@ -6,7 +6,8 @@ import sys
 from typing import Any
 
 from dasknmf.numerics.errors import ClusterError
-from dasknmf.numerics.memory import Job, Machines, Plan, make_plan, refuse
+from dasknmf.numerics.memory import Job, Machines, Plan, make_plan
+from dasknmf.numerics.refusing import refuse
 from dasknmf.parallel import planned
 from dasknmf.parallel.executors import Executor, ThreadsExecutor
 from dasknmf.parallel.slabs import Slabs
