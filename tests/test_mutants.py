@@ -35,6 +35,7 @@ ROWS = "numerics/kernels/nnls.py"
 SOLVERS, FITS, PIECES = "test_solvers.py", "test_fits.py", "test_kernels.py"
 FIRST = "test_first_read.py"
 TOLD = "test_told_loss.py"
+SCARCE = "test_scarce_sample.py"
 TWIN = f"{SOLVERS}::test_update_equals_its_scalar_twin"
 VALUE = f"{SOLVERS}::test_value_of_the_loss_equals_its_scalar_twin"
 KKT = f"{SOLVERS}::test_exact_rows_satisfy_kkt_even_when_ill_conditioned"
@@ -431,6 +432,21 @@ MUTANTS = [
         "the plan forgets that sums pass through the scheduler", "numerics/memory.py",
         "(sums + 2) * sum_bytes(matrix, job)", "(sums + 1) * sum_bytes(matrix, job)",
         "test_memory.py::test_tasks_and_bytes_are_those_of_hand_counts",
+    ),
+    Mutant(
+        "singular vectors no nearer than those that were given", "numerics/nystrom.py",
+        "root = scaled @ whitening(", "root = basis @ whitening(",
+        f"{SCARCE}::test_vectors_that_are_exact_stay_so_and_near_ones_get_nearer",
+    ),
+    Mutant(
+        "stored zeros count as entries of a sample", "parallel/sample.py",
+        "np.count_nonzero(rows.data)", "rows.nnz",
+        f"{SCARCE}::test_plenty_counts_entries_for_each_of_the_factors",
+    ),
+    Mutant(
+        "the plan forgets the read of a start", "numerics/memory.py",
+        "max(sums, probed, sample_bytes(matrix, job))", "max(sums, sample_bytes(matrix, job))",
+        f"{SCARCE}::test_the_plan_counts_what_the_read_brings",
     ),
     Mutant(
         "stops after one quiet pass", "numerics/stopping.py",
