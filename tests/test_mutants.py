@@ -146,7 +146,7 @@ MUTANTS = [
     ),
     Mutant(
         "extrapolation forgets its bound", "numerics/stopping.py",
-        "np.maximum(ahead, 0, out=ahead)", "pass", WAVES,
+        "return np.maximum(ahead, 0, out=ahead)", "return ahead", WAVES,
     ),
     Mutant(
         "rows are drawn by the slab's own numbers", "numerics/sampling.py",
