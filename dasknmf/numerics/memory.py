@@ -284,7 +284,7 @@ def client_parts(matrix: Matrix, job: Job, workers: int) -> dict[str, int]:
         "matrix": 0 if matrix.lazy else matrix.nbytes or 0,
         "sums of the waves": max(
             (job.waves + 3) * sum_bytes(matrix, job),
-            (planning.FAN_IN + 3) * probe_bytes(matrix, job),  # of which the sample takes as many
+            (planning.FAN_IN + 3) * probe_bytes(matrix, job),  # the sample's take as many
         ),
         "commits": (2 * job.waves + 4) * sum_bytes(matrix, job) if job.commits else 0,
         "factors": 4 * factor_bytes(matrix, job) + 4 * factor,
