@@ -90,6 +90,16 @@ def workers(**config):
             yield started
 
 
+def wait_for_both(cluster, client, patience=40):
+    """Once in some hundred kills Dask's nanny does not start its worker again: new ones then."""
+    try:
+        client.wait_for_workers(2, timeout=patience)
+    except TimeoutError:
+        cluster.scale(0)
+        cluster.scale(2)
+        client.wait_for_workers(2, timeout=60)
+
+
 @pytest.fixture(scope="module")
 def nannies():
     with workers() as started:
@@ -166,7 +176,7 @@ def losses(monkeypatch):
 def check_killed(kind, seed, nannies, undisturbed, monkeypatch, losses, caplog):
     rng = np.random.default_rng([seed, *map(ord, kind)])
     with Client(nannies) as client:
-        client.wait_for_workers(2)
+        wait_for_both(nannies, client)
         expected, length = undisturbed(kind, client, monkeypatch)
         killer = Killer(nannies, 1 + rng.integers(0, length, 1 + seed % 2), seed)
         with caplog.at_level(logging.WARNING, "dasknmf"):
