@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from conftest import planted, sparse_counts
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dasknmf import NMF, DataError, ParameterError
 from dasknmf.ensemble import Model, Problem, best_of, survivors
@@ -15,7 +17,7 @@ from dasknmf.numerics import planning, random
 from dasknmf.numerics.inspection import Place
 from dasknmf.numerics.losses import Frobenius
 from dasknmf.numerics.penalties import Penalty
-from dasknmf.numerics.sampling import DrawByNorm, TakeRows
+from dasknmf.numerics.sampling import DrawByNorm, TakeRows, Wanted
 from dasknmf.numerics.solvers.als import ALS
 from dasknmf.numerics.stopping import extrapolated
 from dasknmf.numerics.terms import Normal, add
@@ -184,7 +186,7 @@ def test_drawn_rows_depend_on_norms_and_numbers_not_on_slabs(rng):
     V = rng.random((50, 4))
     V[31] *= 1e3
     V[40] = 0.0
-    work = DrawByNorm(10, 50, seed=3)
+    work = DrawByNorm(Wanted(10, 10), Wanted(50, 50), seed=3)
     for cut in ([0, 50], [0, 7, 20, 50]):
         parts = [work(V[a:b], None, Place(i, a, b))[1] for i, (a, b) in enumerate(pairwise(cut))]
         drawn = add(parts)
@@ -197,6 +199,43 @@ def test_drawn_rows_depend_on_norms_and_numbers_not_on_slabs(rng):
         np.testing.assert_array_equal(rows, V[np.sort(np.argsort(-keys)[:10])])
         assert (rows == V[31]).all(axis=1).any()
         assert drawn.inspection.rows == 50
+
+
+@settings(max_examples=60)
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=60),
+    wanted=st.builds(Wanted, st.integers(1, 20), st.integers(1, 40), st.integers(0, 200)),
+    cut=st.integers(0, 60),
+)
+def test_sparse_rows_are_drawn_until_they_have_entries_enough(lengths, wanted, cut):
+    """Against one row after the other; slabs offer all that they have."""
+    generator, all_of_it = np.random.default_rng(1), Wanted(60, 60)
+    V = np.zeros((len(lengths), 9))
+    for row, length in zip(V, lengths, strict=True):
+        row[:length] = generator.random(length) + 0.5
+    work = DrawByNorm(wanted, all_of_it, seed=2)
+    edges = sorted({0, min(cut, len(lengths)), len(lengths)})
+    parts = [
+        work(sp.csr_array(V[a:b]), None, Place(i, a, b))[1]
+        for i, (a, b) in enumerate(pairwise(edges))
+    ]
+    used = np.flatnonzero(V.any(axis=1))
+    uniform = random.uniform_rows(2, "draw", 0, 0, len(lengths), 1)[used, 0]
+    order = used[np.argsort(-np.log(uniform) / np.sum(V[used] ** 2, axis=1))]
+    expected, entries = [], 0
+    for row in order:
+        if len(expected) >= wanted.most:
+            break
+        if len(expected) >= wanted.rows and entries >= wanted.entries:
+            break
+        expected.append(int(row))
+        entries += lengths[row]
+    assert add(parts).names.tolist() == sorted(expected)
+
+
+def test_a_slab_offers_four_times_its_part():
+    assert Wanted(1000, 25_000, 8000).of_one(10) == (400, 10_000, 3200)
+    assert Wanted(1000, 1000).of_one(1000) == (50, 50, 0)
 
 
 def test_taken_rows_are_distinct_and_belong_to_the_slab(rng):

@@ -209,7 +209,7 @@ def test_the_first_read_gets_further_than_from_where_it_began(reuters, monkeypat
     found = losses()
     monkeypatch.setattr(Foreseen, "of", staticmethod(lambda *_: None))
     waiting = losses()
-    assert found[0] < 0.97 * waiting[0]
+    assert found[0] < 0.985 * waiting[0]
     assert found[2] < waiting[2]
 
 
@@ -270,8 +270,8 @@ def test_where_another_loss_goes_on_one_random_start_of_sparse_data_is_enough(
     assert best.relative < 1.0
     if sparse and not polish:
         assert count == race.ENOUGH == 1
-        assert rounds == [(1, 300, 12), (1, 900, 4), (1, 900, 8)]
-        assert seeded == [(1, 4)]
+        assert rounds == [(1, 300, 12), (1, 900, 12)]
+        assert seeded == [(1, 12)]
         assert powers == [race.ROUGHLY]
     else:
         last = [(1, 900, race.LAST)] if polish else []

@@ -296,8 +296,8 @@ MUTANTS = [
         "test_listed.py::test_threads_form_lists_that_a_merge_makes_sums_of",
     ),
     Mutant(
-        "the best start runs as long again as all of them", "parallel/race.py",
-        "ROUND - SCOUT, EARLY", "ROUND, EARLY",
+        "a start for another loss runs until it rests", "parallel/race.py",
+        "sample, LAST, LATE) if polish else racing", "sample, LAST, LATE)",
         f"{FIRST}::test_where_another_loss_goes_on_one_random_start_of_sparse_data_is_enough",
     ),
     Mutant(

@@ -173,7 +173,7 @@ def test_a_scarce_sample_costs_one_read_more(texts, many_slabs):
 
 def test_plenty_counts_entries_for_each_of_the_factors(texts):
     rows = texts[:1000]
-    drawn = sample.Sampled(rows, np.arange(1000), None, 6.0, root=False)
+    drawn = sample.Sampled(rows, np.arange(1000), None, 6.0, root=False, density=0.01)
     assert drawn.plenty(4) == rows.nnz / (1500 * 4)
     assert replace(drawn, root=True).plenty(4) == np.inf
     assert replace(drawn, rows=rows.toarray()).plenty(4) == np.inf

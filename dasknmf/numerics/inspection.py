@@ -98,6 +98,11 @@ class Inspection:
             return self.total / (shape[0] * shape[1])
         return self.total / (self.observation.weight or 1.0)
 
+    def density(self, shape: tuple[int, int]) -> float:
+        """How much of the entries that count is positive, as a part of 1."""
+        seen = self.observation
+        return self.positive / max(shape[0] * shape[1] if seen is None else seen.amount, 1)
+
     def unfit(self, dtype: np.dtype[Any]) -> bool:
         """Whether no slab arithmetic may be done: bad values, or larger than it can bear."""
         return self.bad or self.maximum > RANGE[dtype.itemsize][1]

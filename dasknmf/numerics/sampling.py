@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dasknmf.numerics import random, weighted
+from dasknmf.numerics import kernels, random, weighted
 from dasknmf.numerics.inspection import Inspection, Place, inspect_slab
 from dasknmf.numerics.kernels import Float64, Slab
 from dasknmf.numerics.observed import Observed
@@ -48,14 +48,34 @@ class TakeRows:
         return None, Taken((V[chosen],), chosen + place.start)
 
 
+class Wanted(NamedTuple):
+    """How many rows: ``rows``; more, up to ``most``, until they store so many ``entries``."""
+
+    rows: int
+    most: int
+    entries: int = 0
+
+    def count(self, stored: Int64) -> int:
+        """How many of rows that store so many entries, one behind the other, are enough."""
+        found = self.rows
+        if self.entries:
+            found = max(found, int(np.searchsorted(np.cumsum(stored), self.entries)) + 1)
+        return min(found, self.most, stored.size)
+
+    def of_one(self, slabs: int) -> Wanted:
+        """What one of so many slabs has to offer: no more than four times its part, or 50 rows."""
+        rows, most = (max(50, 4 * many // slabs) for many in (self.rows, self.most))
+        return Wanted(rows, most, -(-4 * self.entries // slabs))
+
+
 class Drawn(NamedTuple):
-    """Rows of V with the keys by which they were drawn: the ``wanted`` largest keys stay.
+    """Rows of V with the keys by which they were drawn: those with the largest keys stay.
 
     ``names`` are their global numbers.
     """
 
     inspection: Inspection
-    wanted: int
+    wanted: Wanted
     keys: Float64
     blocks: tuple[Slab, ...]
     names: Int64
@@ -64,8 +84,11 @@ class Drawn(NamedTuple):
     def merge(parts: Sequence[Drawn]) -> Drawn:
         """Keep the rows with the largest keys, in the order of the slabs."""
         keys = np.concatenate([part.keys for part in parts])
+        stored = np.concatenate([_stored(block) for part in parts for block in part.blocks])
+        order = np.argsort(-keys, kind="stable")
         wanted = parts[0].wanted
-        least = np.partition(keys, -wanted)[-wanted] if keys.size > wanted else -np.inf
+        many = wanted.count(stored[order])
+        least = keys[order[many - 1]] if many else -np.inf
         blocks = []
         for part in parts:
             edges = np.cumsum([0, *(block.shape[0] for block in part.blocks)])
@@ -77,20 +100,31 @@ class Drawn(NamedTuple):
         return Drawn(inspection, wanted, keys[keys >= least], tuple(blocks), names)
 
 
+def _stored(block: Slab) -> Int64:
+    """Entries that each row stores; zeros where no matrix has stored ones."""
+    if isinstance(block, Observed):
+        block = block.weights if kernels.is_sparse(block.weights) else block.values
+    if kernels.is_sparse(block):
+        lengths: Int64 = np.diff(block.indptr).astype(np.int64)
+        return lengths
+    return np.zeros(block.shape[0], np.int64)
+
+
 @dataclass(frozen=True)
 class DrawByNorm:
-    """``wanted`` rows of V, drawn without replacement with weights ||v||², while V is validated.
+    """Rows of V, drawn without replacement with weights ||v||², while V is validated.
 
-    Row i gets the key log(u_i) / ||v_i||², u_i uniform by global row; the largest keys win. A slab
-    offers at most ``limit`` of its rows. ``root`` draws from the square roots of the entries.
+    Row i gets the key log(u_i) / ||v_i||², u_i uniform by global row; the largest keys win, so many
+    as are ``wanted`` in all. A slab offers ``limit`` of its rows. ``root`` draws from the square
+    roots of the entries.
 
     P. S. Efraimidis, P. G. Spirakis: Weighted random sampling with a reservoir, Information
     Processing Letters 97(5), 2006. The weights: A. Frieze, R. Kannan, S. Vempala: Fast Monte-Carlo
     algorithms for finding low-rank approximations, J. ACM 51(6), 2004.
     """
 
-    wanted: int
-    limit: int
+    wanted: Wanted
+    limit: Wanted
     seed: int
     root: bool = False
     name: str = "nmf-sample"
@@ -108,6 +142,7 @@ class DrawByNorm:
         uniform = random.uniform_rows(self.seed, "draw", 0, place.start, place.stop, 1)[:, 0]
         used = np.flatnonzero(weights > 0.0)
         keys = np.log(uniform[used]) / weights[used]
-        best = np.sort(np.argsort(-keys, kind="stable")[: self.limit])
+        order = np.argsort(-keys, kind="stable")
+        best = np.sort(order[: self.limit.count(_stored(V)[used[order]])])
         names = used[best] + place.start
         return None, Drawn(inspection, self.wanted, keys[best], (V[used[best]],), names)

@@ -30,10 +30,10 @@ from dasknmf.parallel.team import Team
 
 CANDIDATES = 3  # random starts
 ENOUGH = 1  # where the race is a rough one: the better of two there ends no lower
-SCOUT = 4  # iterations of the second round, there, after which the best goes on alone
 FIRST_ROWS = 300  # of the sample, on which all of them run
 SECOND = 1  # random candidates that see the whole sample, beside the one of the singular vectors
 ROUND = 12  # iterations of a round
+FEWEST = 4  # of one that runs alone where entries are scarce
 LAST = 20
 EARLY, LATE = 1e-3, 1e-4  # relative change that ends a round, and the last one
 ROUGH, ACCURACY = 1e-4, 1e-5  # of the rows, in the first round and then: what may be left to gain,
@@ -150,13 +150,11 @@ def run_race(
     if rows > 2 * FIRST_ROWS:
         stream = random.generator(seed, "race", 0, 0)
         few = sample[np.sort(stream.choice(rows, FIRST_ROWS, replace=False))]
-    rough = _rough(sample, polish)
-    second = SCOUT if rough else ROUND
 
     def run_seeded() -> Candidate:
         candidate = _svd_candidate(sample, k, seed, polish)
         squares = float(np.sum(squared_norms(sample)))
-        candidate.run([sample], squares, second, EARLY, ACCURACY)
+        candidate.run([sample], squares, ROUND, EARLY, ACCURACY)
         return candidate
 
     with Team(CPU_COUNT) as team:
@@ -164,10 +162,8 @@ def run_race(
         if 0 in numbers and k <= min(rows, columns) and not isinstance(sample, Observed):
             seeded = [team.begin(run_seeded)]  # both of its rounds, while the others run
         racing = _first_round(team, racing, few)[: max(SECOND, survivors)]
-        racing = _round(team, racing, sample, second, EARLY)
+        racing = _round(team, racing, sample, ROUND, EARLY)
         racing = _ranked(racing + [found() for found in seeded])[:survivors]
-        if rough:
-            return _round(team, racing, sample, ROUND - SCOUT, EARLY)
         return _round(team, racing, sample, LAST, LATE) if polish else racing
 
 
@@ -178,7 +174,7 @@ def run_alone(sample: Slab, short: Array, plenty: float) -> Candidate:
     """
     candidate = Candidate(0, short)
     with Team(CPU_COUNT) as team:
-        return _round(team, [candidate], sample, max(SCOUT, int(ROUND * plenty)), 0.0)[0]
+        return _round(team, [candidate], sample, max(FEWEST, int(ROUND * plenty)), 0.0)[0]
 
 
 def _first_round(team: Team, racing: list[Candidate], few: Slab) -> list[Candidate]:

@@ -14,7 +14,7 @@ from dasknmf.numerics.kernels import Array, Slab
 from dasknmf.numerics.lots import Lot
 from dasknmf.numerics.memory import SAMPLE, SAMPLED
 from dasknmf.numerics.observed import stacked
-from dasknmf.numerics.sampling import DrawByNorm, Int64, TakeRows
+from dasknmf.numerics.sampling import DrawByNorm, Int64, TakeRows, Wanted
 from dasknmf.numerics.terms import add
 from dasknmf.numerics.weighted import squared_norms
 from dasknmf.parallel.executors import Executor
@@ -34,7 +34,7 @@ def checked(inspection: Inspection, executor: Executor, name: str) -> Inspection
 class Sampled:
     """Rows of V (their roots: ``root``), what was seen of V, and how many rows each stands for.
 
-    ``names``: the global numbers of the rows.
+    ``names``: the global numbers of the rows; ``density``: how much of them is positive.
     """
 
     rows: Slab
@@ -42,6 +42,7 @@ class Sampled:
     inspection: Inspection | None
     growth: float
     root: bool
+    density: float
 
     def seen_by(self, lot: Lot) -> Slab:
         """Those of the rows that a lot may see."""
@@ -72,7 +73,11 @@ class Sampled:
         H = candidate.balanced(self.growth)
         if not self.root:
             return H
-        return np.square(np.maximum(H, 0.1 * H.mean()))  # an exact zero could not be left
+        # Where most of V is zero, its means say how often there is an entry more than how large
+        # one is, and so do those of roots. Elsewhere they would be squared, but rows of roots do
+        # not add up: of what is a sum in V, components get a mixture.
+        power = 1.0 + min(0.5, 2.0 * self.density)
+        return np.maximum(H, 0.1 * H.mean()) ** power  # an exact zero could not be left
 
 
 def draw(k: int, seed: int, root: bool, executor: Executor, name: str) -> Sampled | None:
@@ -82,31 +87,36 @@ def draw(k: int, seed: int, root: bool, executor: Executor, name: str) -> Sample
     in one read that validates V, too. Otherwise they come from all slabs where those are in
     memory, else from a tenth of the slabs, spread evenly.
 
-    For Kullback-Leibler the entries' square roots are factorised, and the factor is squared: roots
-    of counts have equal variance (M. S. Bartlett, J. Roy. Stat. Soc. Suppl. 3(1), 1936).
+    For Kullback-Leibler the entries' square roots are factorised: roots of counts have equal
+    variance (M. S. Bartlett, J. Roy. Stat. Soc. Suppl. 3(1), 1936). Sparse rows are drawn then
+    until they have two entries for each of the factor, as far as that is possible.
     """
     slabs = executor.slabs
     rows, columns = slabs.shape
     inspection = None
     if slabs.sparse:
-        wanted = min(max(100 * k, columns, 1000), SAMPLED[True], rows // 2)
+        most = min(SAMPLED[True], rows // 2)
+        wanted = Wanted(
+            min(max(100 * k, columns, 1000), most), most, 2 * columns * k if root else 0
+        )
     else:
-        most = SAMPLE // (columns * slabs.dtype.itemsize)
-        wanted = min(max(100 * k, 1000), SAMPLED[False], rows // 4, most)
-    if wanted < 4 * k:
+        most = min(SAMPLED[False], rows // 4, SAMPLE // (columns * slabs.dtype.itemsize))
+        wanted = Wanted(min(max(100 * k, 1000), most), most)
+    if wanted.rows < 4 * k:
         return None
     sample, names = None, np.zeros(0, np.int64)
     if not (slabs.sparse or root):
-        sample, names = _some_rows(wanted, seed, executor)
+        sample, names = _some_rows(wanted.rows, seed, executor)
     if sample is None or _uneven(sample):
-        work = DrawByNorm(wanted, max(50, 4 * wanted // len(slabs)), seed, root)
+        work = DrawByNorm(wanted, wanted.of_one(len(slabs)), seed, root)
         drawn = add([executor.run(work).sums])
         inspection = checked(drawn.inspection, executor, name)
         sample, names = stacked(drawn.blocks), drawn.names
     seen = inspect_slab(sample, Place(0, 0, 1))
     if sample.shape[0] < 4 * k or seen.unfit(slabs.dtype) or seen.squares == 0.0:
         return None  # the first pass will say how many bad values there are, and where
-    return Sampled(sample, names, inspection, rows / sample.shape[0], root)
+    density = seen.density(sample.shape)
+    return Sampled(sample, names, inspection, rows / sample.shape[0], root, density)
 
 
 def _some_rows(wanted: int, seed: int, executor: Executor) -> tuple[Slab, Int64]:
