@@ -61,8 +61,9 @@ class NMF(Reading, Partial, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         cost no read and end with no higher objective.
     waves : int or 'auto', default='auto'
         Updates of the components per pass over X, each after a group of row blocks in a seeded
-        order (``als`` and ``newton``; the others have 1). 'auto': up to 4, of at least 4 blocks. A
-        cluster with more task slots than a wave has blocks is used better with fewer waves.
+        order (``als`` and ``newton``; the others have 1). 'auto': up to 4, of at least 4 blocks
+        (``newton``: 2 where X is about square, since columns cost as much as rows there). A cluster
+        with more task slots than a wave has blocks is used better with fewer waves.
     compress : bool or 'auto', default='auto'
         Leave X @ (2k + 10 columns) in memory at each pass, and go on with it between the reads, as
         long as that gains (dense X, ``als``). History counts reads only, and its losses are those

@@ -131,11 +131,15 @@ def choose_init(model: NMF, solver: Solver, k: int, shape: tuple[int, int]) -> s
     return "nndsvda" if model.n_init == 1 and k <= min(shape) else "random"
 
 
-def count_waves(model: NMF, solver: Solver, slabs: int) -> int:
+def count_waves(model: NMF, solver: Solver, slabs: Slabs, k: int) -> int:
     """How often a pass updates the short factor."""
-    if model.waves == "auto":
-        return planning.count_waves(slabs) if solver.takes_waves else 1
-    return min(int(model.waves), slabs)
+    if model.waves != "auto":
+        return min(int(model.waves), len(slabs))
+    if not solver.takes_waves:
+        return 1
+    rows, columns = slabs.shape
+    curved = solver.curvature_bytes(columns, k) > 0
+    return planning.count_waves(len(slabs), rows // max(columns, 1) if curved else None)
 
 
 def choose_compression(model: NMF, request: starts.Request, executor: Executor) -> bool:
@@ -173,7 +177,7 @@ def make_job(model: NMF, solver: Solver, k: int, slabs: Slabs, *, keep_rows: boo
     return Job(
         k=k,
         models=min(int(model.n_init), starts.MODELS) if init == "sample" else int(model.n_init),
-        waves=count_waves(model, solver, len(slabs)),
+        waves=count_waves(model, solver, slabs, k),
         carries_rows=solver.carries_rows,
         split=make_loss(model.beta_loss).kind is Split,
         curvature=_curvature(solver, slabs, k),

@@ -11,7 +11,7 @@ from conftest import planted, sparse_counts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dasknmf import NMF, DataError, ParameterError
+from dasknmf import NMF, DataError, ParameterError, parameters
 from dasknmf.ensemble import Model, Problem, best_of, survivors
 from dasknmf.numerics import planning, random
 from dasknmf.numerics.inspection import Place
@@ -19,12 +19,14 @@ from dasknmf.numerics.losses import Frobenius
 from dasknmf.numerics.penalties import Penalty
 from dasknmf.numerics.sampling import DrawByNorm, TakeRows, Wanted
 from dasknmf.numerics.solvers.als import ALS
+from dasknmf.numerics.solvers.newton import Newton
 from dasknmf.numerics.stopping import extrapolated
 from dasknmf.numerics.terms import Normal, add
 from dasknmf.numerics.weighted import squared_norms
 from dasknmf.numerics.work import Inspect, ModelSums
 from dasknmf.parallel import driver, race
 from dasknmf.parallel.executors import ThreadsExecutor
+from dasknmf.parallel.slabs import from_memory
 from dasknmf.parallel.team import Team
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -63,6 +65,29 @@ def test_waves_are_block_coordinate_descent(rng, many_slabs, monkeypatch):
     waves = planning.waves(60, 4, random.generator(5, "waves", 0, 0))  # a slab a row
     expected = twin_of_waves(V, start, waves, 6)
     np.testing.assert_allclose(model.history_["objective"][:6], expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "beta_loss", "waves"),
+    [
+        ((400, 390), "kullback-leibler", 2),
+        ((400, 120), "kullback-leibler", 3),
+        ((400, 30), "kullback-leibler", 4),
+        ((30, 400), "kullback-leibler", 4),  # streamed as its transpose
+        ((400, 390), "frobenius", 4),
+        ((400, 390), "itakura-saito", 1),
+    ],
+)
+def test_columns_with_curvature_are_updated_less_often(shape, beta_loss, waves, many_slabs, rng):
+    """Where there are about as many of them as rows; a number that is given is taken."""
+    slabs, model = from_memory(rng.random(shape), shape[0] < shape[1]), NMF(3, beta_loss=beta_loss)
+    solver = parameters.check(model)[1]
+    assert parameters.make_job(model, solver, 3, slabs, keep_rows=True).waves == waves
+    model.set_params(waves=5)
+    assert parameters.make_job(model, solver, 3, slabs, keep_rows=True).waves == 5
+    assert parameters.make_job(model, Newton(limit=1), 3, slabs, keep_rows=True).waves == 5
+    model.set_params(waves="auto")
+    assert parameters.make_job(model, Newton(limit=1), 3, slabs, keep_rows=True).waves == 4
 
 
 @pytest.mark.parametrize(("slabs", "count"), [(64, 4), (16, 4), (61, 4), (10, 8), (7, 1), (3, 3)])

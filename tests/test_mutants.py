@@ -296,6 +296,21 @@ MUTANTS = [
         "test_listed.py::test_threads_form_lists_that_a_merge_makes_sums_of",
     ),
     Mutant(
+        "a factor of roots is squared", "parallel/sample.py",
+        "** power  #", "** 2.0  #",
+        "test_roots.py::test_where_most_is_zero_the_start_goes_with_the_means",
+    ),
+    Mutant(
+        "a sample ends a row too early", "numerics/sampling.py",
+        "self.entries)) + 1", "self.entries))",
+        "test_few_passes.py::test_sparse_rows_are_drawn_until_they_have_entries_enough",
+    ),
+    Mutant(
+        "columns with curvature are updated as often as others", "numerics/planning.py",
+        "if tall is None else max(2, min(WAVES, tall))", "",
+        "test_few_passes.py::test_columns_with_curvature_are_updated_less_often",
+    ),
+    Mutant(
         "a start for another loss runs until it rests", "parallel/race.py",
         "sample, LAST, LATE) if polish else racing", "sample, LAST, LATE)",
         f"{FIRST}::test_where_another_loss_goes_on_one_random_start_of_sparse_data_is_enough",

@@ -57,13 +57,17 @@ def merged_chunks(chunks: tuple[int, ...], row_bytes: int) -> tuple[int, ...]:
     return tuple(groups)
 
 
-def count_waves(slabs: int) -> int:
+def count_waves(slabs: int, tall: int | None = None) -> int:
     """How often a pass updates the short factor.
 
-    From the slabs alone: a cluster with more task slots than a wave has slabs leaves some idle, but
-    gets the same bits.
+    ``tall``: rows for each column, where every update needs the curvature of every column. For a
+    matrix that is about square four of them take as long as its rows, and two get as far.
+
+    From V alone: a cluster with more task slots than a wave has slabs leaves some idle, but gets
+    the same bits.
     """
-    return min(WAVES, max(1, slabs // WAVE_SLABS))
+    most = WAVES if tall is None else max(2, min(WAVES, tall))
+    return min(most, max(1, slabs // WAVE_SLABS))
 
 
 def waves(slabs: int, count: int, generator: np.random.Generator) -> list[list[int]]:
