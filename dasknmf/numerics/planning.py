@@ -60,8 +60,8 @@ def merged_chunks(chunks: tuple[int, ...], row_bytes: int) -> tuple[int, ...]:
 def count_waves(slabs: int, tall: int | None = None) -> int:
     """How often a pass updates the short factor.
 
-    ``tall``: rows for each column, where every update needs the curvature of every column. For a
-    matrix that is about square four of them take as long as its rows, and two get as far.
+    ``tall``: rows for each column, where every update needs the curvature of every column. The
+    fewer rows there are for each, the more of a pass those updates would be.
 
     From V alone: a cluster with more task slots than a wave has slabs leaves some idle, but gets
     the same bits.

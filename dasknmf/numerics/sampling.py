@@ -101,7 +101,7 @@ class Drawn(NamedTuple):
 
 
 def _stored(block: Slab) -> Int64:
-    """Entries that each row stores; zeros where no matrix has stored ones."""
+    """Entries that each row stores, of which dense rows count as none."""
     if isinstance(block, Observed):
         block = block.weights if kernels.is_sparse(block.weights) else block.values
     if kernels.is_sparse(block):

@@ -20,6 +20,7 @@ from dasknmf.numerics.weighted import squared_norms
 from dasknmf.parallel.executors import Executor
 from dasknmf.parallel.race import Candidate
 
+ENTRIES = 2  # of a sparse sample of roots, for each of the factor
 MOST_COMPONENTS = 20  # columns for each, at least, where they come from singular vectors
 
 
@@ -96,9 +97,8 @@ def draw(k: int, seed: int, root: bool, executor: Executor, name: str) -> Sample
     inspection = None
     if slabs.sparse:
         most = min(SAMPLED[True], rows // 2)
-        wanted = Wanted(
-            min(max(100 * k, columns, 1000), most), most, 2 * columns * k if root else 0
-        )
+        entries = ENTRIES * columns * k if root else 0
+        wanted = Wanted(min(max(100 * k, columns, 1000), most), most, entries)
     else:
         most = min(SAMPLED[False], rows // 4, SAMPLE // (columns * slabs.dtype.itemsize))
         wanted = Wanted(min(max(100 * k, 1000), most), most)

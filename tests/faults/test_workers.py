@@ -91,7 +91,7 @@ def workers(**config):
 
 
 def wait_for_both(cluster, client, patience=40):
-    """Once in some hundred kills Dask's nanny does not start its worker again: new ones then."""
+    """Dask's nanny does not always start a killed worker again: new ones then."""
     try:
         client.wait_for_workers(2, timeout=patience)
     except TimeoutError:
