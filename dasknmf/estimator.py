@@ -51,7 +51,9 @@ class NMF(Reading, Partial, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         Kullback-Leibler, for which their square roots race). Where, by least squares, those of a
         sparse X have fewer entries than H (and X has 20 columns a component), one more read gives
         X's own singular vectors (Nyström's approximation), of which the first start is made
-        (NNDSVD), in place of the race. 'custom' takes W and H from ``fit``, or one of them. The
+        (NNDSVD), in place of the race. By least squares the start then exchanges components:
+        some join from what is left unexplained, and those that explain least leave (on the
+        sample, or in another read of a sparse X as above). 'custom' takes W and H from ``fit``, or one of them. The
         nndsvd family costs two reads. 'auto' and None: 'sample' for ``als`` and ``newton``, else
         'nndsvda' ('random' where n_components > min(n_samples, n_features), or n_init > 1).
     n_init : int, default=1

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.utils import check_random_state
 
-from dasknmf.numerics import compression, nystrom, planning
+from dasknmf.numerics import compression, planning
 from dasknmf.numerics.errors import FactorWarning, ParameterError, warn
 from dasknmf.numerics.kernels import Array
 from dasknmf.numerics.losses import Loss, make_loss
@@ -21,6 +21,7 @@ from dasknmf.numerics.solvers import Solver, make_solver
 from dasknmf.numerics.terms import Normal, Split
 from dasknmf.parallel import starts
 from dasknmf.parallel.executors import Executor
+from dasknmf.parallel.scarce import start_widths
 
 if TYPE_CHECKING:
     from dasknmf.estimator import NMF
@@ -174,6 +175,7 @@ def make_job(model: NMF, solver: Solver, k: int, slabs: Slabs, *, keep_rows: boo
     init = model.init
     if init in (None, "auto") and solver.takes_waves and model.missing != "unstored":
         init = "sample"
+    probing = init == "sample" and may_probe(slabs, model.beta_loss)
     return Job(
         k=k,
         models=min(int(model.n_init), starts.MODELS) if init == "sample" else int(model.n_init),
@@ -183,7 +185,7 @@ def make_job(model: NMF, solver: Solver, k: int, slabs: Slabs, *, keep_rows: boo
         curvature=_curvature(solver, slabs, k),
         commits=model.checkpoint is not None,
         keep_rows=keep_rows,
-        probes=k + nystrom.SPARE if init == "sample" and may_probe(slabs, model.beta_loss) else 0,
+        **(start_widths([k], slabs) if probing else {}),
     )
 
 

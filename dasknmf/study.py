@@ -37,6 +37,7 @@ from dasknmf.numerics.restarts import Consensus
 from dasknmf.numerics.stopping import RelativeChange
 from dasknmf.parallel import inputs, make_executor, starts
 from dasknmf.parallel.observing import observed
+from dasknmf.parallel.scarce import start_widths
 from dasknmf.parallel.slabs import Slabs, cut
 from dasknmf.settings import Settings
 from dasknmf.storage import arrays, studies
@@ -223,8 +224,8 @@ missing
             n_init=int(self.n_init),
         )
         one = parameters.make_job(template, solver, request.n_components, slabs, keep_rows=False)
-        probes = starts.probes_of(lots) if one.probes else 0
-        job = Job(**{**vars(one), "models": sharing.models_of(lots), "probes": probes})
+        widths = start_widths(starts.probed(lots), slabs) if one.probes else {}
+        job = Job(**{**vars(one), "models": sharing.models_of(lots), **widths})
         with ExitStack() as stack:
             callbacks = tuple(self.callbacks or ())
             if self.verbose:

@@ -274,7 +274,8 @@ def test_where_another_loss_goes_on_one_random_start_of_sparse_data_is_enough(
         assert seeded == [(1, 12)]
         assert powers == [race.ROUGHLY]
     else:
-        last = [(1, 900, race.LAST)] if polish else []
+        exchange = [(1, 900, race.WIDER), (1, 900, race.LAST)]
+        last = [(1, 900, race.LAST), *exchange] if polish else []
         assert rounds == [(3, 300, 12), (1, 900, 12), *last]
         assert seeded == [(1, 12)]
         assert powers == [9 if sparse else 7]

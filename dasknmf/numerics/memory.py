@@ -73,6 +73,8 @@ class Job:
         Whether the factor of the samples is wanted in the end.
     probes
         Vectors with which a start may read V in search of its singular ones.
+    widest
+        Columns of all factors side by side while such a start has components to choose from.
     """
 
     k: int
@@ -84,6 +86,7 @@ class Job:
     commits: bool = False
     keep_rows: bool = False
     probes: int = 0
+    widest: int = 0
 
     @property
     def width(self) -> int:
@@ -245,7 +248,8 @@ def loading_bytes(matrix: Matrix) -> int:
 
 def work_bytes(matrix: Matrix, job: Job) -> int:
     """Beside the slab: products, rows old and new, what the solver copies, the sums of a slab."""
-    m, n, f, k, width = max(matrix.heights), matrix.columns, matrix.itemsize, job.k, job.width
+    m, n, f, k = max(matrix.heights), matrix.columns, matrix.itemsize, job.k
+    width = max(job.width, job.widest)
     if job.split:
         tiles = 4 << 20
         if job.curvature:  # and what is listed for it (kernels/kl_share.py)
@@ -255,7 +259,7 @@ def work_bytes(matrix: Matrix, job: Job) -> int:
     rows = m * (width * (DOUBLE + 2 * f) + max(width * f, solve))
     short = m * (4 * width * f + k * DOUBLE) + n * width * (f + DOUBLE)
     probed = m * job.probes * DOUBLE + 2 * probe_bytes(matrix, job)
-    return 2 * factor_bytes(matrix, job) + max(rows, short, probed)
+    return 2 * n * width * f + max(rows, short, probed)
 
 
 def factor_bytes(matrix: Matrix, job: Job) -> int:

@@ -1,8 +1,8 @@
 """Restarts on a sample of V, in memory: which of many random starts to go on with.
 
 Every candidate alternates exact rows and columns on the sample; after each round the better ones
-go on, on more rows. A candidate's numbers belong to its number, so the result does not depend on
-how many threads take part.
+go on, on more rows. The winner exchanges components, where that is better. A candidate's numbers
+belong to its number, so the result does not depend on how many threads take part.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from dask.system import CPU_COUNT
 from sklearn.utils.extmath import randomized_svd
 
-from dasknmf.numerics import kernels, nndsvd, random
-from dasknmf.numerics.kernels import Array, Slab
+from dasknmf.numerics import exchange, kernels, nndsvd, random
+from dasknmf.numerics.kernels import Array, Float64, Slab
 from dasknmf.numerics.losses import Frobenius
 from dasknmf.numerics.observed import Observed
 from dasknmf.numerics.penalties import Penalty
@@ -33,6 +33,7 @@ ENOUGH = 1  # where the race is a rough one: the better of two there ends no low
 FIRST_ROWS = 300  # of the sample, on which all of them run
 SECOND = 1  # random candidates that see the whole sample, beside the one of the singular vectors
 ROUND = 12  # iterations of a round
+WIDER = 6  # of the winner while it has more components than it may keep
 FEWEST = 4  # of one that runs alone where entries are scarce
 LAST = 20
 EARLY, LATE = 1e-3, 1e-4  # relative change that ends a round, and the last one
@@ -87,6 +88,21 @@ class Candidate:
             if before - relative < tol * relative:
                 break
             before = relative
+
+    def widened(self, sample: Slab, many: int, basis: Float64) -> Candidate:
+        """One with ``many`` more components, from what its own leave unexplained."""
+        joining = exchange.missing(sample, np.concatenate(self.rows), self.short, basis, many)
+        wider = Candidate(self.number, np.hstack([self.short, joining]))
+        wider.relative = self.relative
+        return wider
+
+    def narrowed(self, k: int) -> Candidate:
+        """One with the k components that explain most; they have not been fitted again yet."""
+        rows_gram = kernels.gram(np.concatenate(self.rows))
+        kept = exchange.most_useful(rows_gram, self.short, k)
+        narrower = Candidate(self.number, np.ascontiguousarray(self.short[:, kept]))
+        narrower.relative = self.relative
+        return narrower
 
     def balanced(self, growth: float) -> Array:
         """The short factor, scaled as evenly as the rows of a matrix ``growth`` times as long."""
@@ -164,7 +180,24 @@ def run_race(
         racing = _first_round(team, racing, few)[: max(SECOND, survivors)]
         racing = _round(team, racing, sample, ROUND, EARLY)
         racing = _ranked(racing + [found() for found in seeded])[:survivors]
-        return _round(team, racing, sample, LAST, LATE) if polish else racing
+        if not polish:
+            return racing
+        racing = _round(team, racing, sample, LAST, LATE)
+        if survivors > 1 or isinstance(sample, Observed):
+            return racing
+        return _ranked(racing + _exchanged(team, racing[0], sample, seed))[:1]
+
+
+def _exchanged(team: Team, winner: Candidate, sample: Slab, seed: int) -> list[Candidate]:
+    """Where an exchange of components leads; nowhere for a single one."""
+    k = winner.short.shape[1]
+    many = exchange.count_joining(k, *sample.shape)
+    if not many:
+        return []
+    W = np.concatenate(winner.rows)
+    basis = exchange.directions(sample, W, winner.short, many, seed)
+    wider = _round(team, [winner.widened(sample, many, basis)], sample, WIDER, EARLY)[0]
+    return _round(team, [wider.narrowed(k)], sample, LAST, LATE)
 
 
 def run_alone(sample: Slab, short: Array, plenty: float) -> Candidate:

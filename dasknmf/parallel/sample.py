@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,13 @@ from dasknmf.parallel.race import Candidate
 
 ENTRIES = 2  # of a sparse sample of roots, for each of the factor
 MOST_COMPONENTS = 20  # columns for each, at least, where they come from singular vectors
+
+
+class Begun(NamedTuple):
+    """A short factor to begin with, and the squared relative error that it is known to have."""
+
+    short: Array
+    relative: float
 
 
 def checked(inspection: Inspection, executor: Executor, name: str) -> Inspection:
@@ -69,16 +77,17 @@ class Sampled:
             return np.inf
         return int(np.count_nonzero(rows.data)) / (columns * k)
 
-    def factor(self, candidate: Candidate) -> Array:
-        """The short factor for V of a candidate that ran on these rows."""
+    def begun(self, candidate: Candidate) -> Begun:
+        """A start for V from a candidate that ran on these rows."""
         H = candidate.balanced(self.growth)
         if not self.root:
-            return H
+            return Begun(H, candidate.relative)
         # Where most of V is zero, its means say how often there is an entry more than how large
         # one is, and so do those of roots. Elsewhere they would be squared, but rows of roots do
         # not add up: of what is a sum in V, components get a mixture.
         power = 1.0 + min(0.5, 2.0 * self.density)
-        return np.maximum(H, 0.1 * H.mean()) ** power  # an exact zero could not be left
+        H = np.maximum(H, 0.1 * H.mean()) ** power  # an exact zero could not be left
+        return Begun(H, candidate.relative)
 
 
 def draw(k: int, seed: int, root: bool, executor: Executor, name: str) -> Sampled | None:

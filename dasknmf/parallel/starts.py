@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dasknmf.numerics import nndsvd, nystrom, random
+from dasknmf.numerics import nndsvd, random
 from dasknmf.numerics.errors import DataError, ParameterError
 from dasknmf.numerics.inspection import Inspection, Place, inspect_slab
 from dasknmf.numerics.kernels import Array, gram
@@ -30,10 +30,10 @@ from dasknmf.numerics.work import (
     RangeFinder,
     Step,
 )
-from dasknmf.parallel import vectors
 from dasknmf.parallel.executors import Carried, Executor
-from dasknmf.parallel.race import Candidate, count_candidates, run_alone, run_race
-from dasknmf.parallel.sample import Sampled, checked, draw
+from dasknmf.parallel.race import count_candidates, run_race
+from dasknmf.parallel.sample import Begun, Sampled, checked, draw
+from dasknmf.parallel.scarce import by_singular_vectors
 
 NAMES = ("auto", "sample", "random", "nndsvd", "nndsvda", "nndsvdar", "custom")
 MODELS = 4  # that go on from a sample to the whole of V, at most
@@ -125,42 +125,22 @@ def _sample(request: Request, executor: Executor, name: str) -> Start | None:
     k = request.n_components
     rows, polish = sampled.rows, sampled.polish
     count = count_candidates(rows, polish=polish)
-    found = []
+    found: list[Begun] = []
     if sampled.plenty(k) < 1.0:
-        found = list(_by_singular_vectors(sampled, [k], request.seed, executor).values())
-    if not found:
-        found = run_race(rows, k, request.seed, range(count + 1), 1, polish=polish)
+        found += by_singular_vectors(sampled, [k], request.seed, executor).values()
+    best = [] if found else run_race(rows, k, request.seed, range(count + 1), 1, polish=polish)
     if request.n_init > 1:
         others = range(count + 1, 2 * count + request.n_init)
         survivors = min(request.n_init, MODELS) - 1
-        found += run_race(rows, k, request.seed, others, survivors, polish=polish)
-    shorts = tuple(sampled.factor(candidate) for candidate in found)
+        best += run_race(rows, k, request.seed, others, survivors, polish=polish)
+    found += [sampled.begun(candidate) for candidate in best]
+    shorts = tuple(start.short for start in found)
     return Start(shorts, inspection=sampled.inspection, relative=found[0].relative)
 
 
 def _drawn(request: Request, k: int, executor: Executor, name: str) -> Sampled | None:
     root = request.loss.kind is not Normal
     return draw(k, request.seed, root=root, executor=executor, name=name)
-
-
-def _by_singular_vectors(
-    sampled: Sampled, ranks: Sequence[int], seed: int, executor: Executor
-) -> dict[int, Candidate]:
-    """Starts by rank from the singular vectors of all of V, for one read in all.
-
-    A rank that the sample or V does not have is missing.
-    """
-    rows = sampled.rows
-    near = {k: vectors.probes(rows, k, seed) for k in ranks}
-    ranks = [k for k in ranks if near[k].shape[1] >= k]
-    if not ranks:
-        return {}
-    found = vectors.refined(executor, [near[k] for k in ranks], ranks)
-    return {
-        k: run_alone(rows, vectors.starting(rows, *triples), sampled.plenty(k))
-        for k, triples in zip(ranks, found, strict=True)
-        if triples[0].all()
-    }
 
 
 def study_start(
@@ -182,10 +162,10 @@ def study_start(
         for lot in lots:
             factors += _random_factors(request, lot, executor, start.smallest[0])
         return replace(start, short=tuple(factors)), [start.relative] * len(factors)
-    known: dict[Any, list[Candidate]] = {}
-    if scarce := [k for k in _probed(lots) if sampled.plenty(k) < 1.0]:
-        best = _by_singular_vectors(sampled, scarce, request.seed, executor)
-        known = {(k, 1, None): [candidate] for k, candidate in best.items()}
+    known: dict[Any, list[Begun]] = {}
+    if scarce := [k for k in probed(lots) if sampled.plenty(k) < 1.0]:
+        best = by_singular_vectors(sampled, scarce, request.seed, executor)
+        known = {(k, 1, None): [start] for k, start in best.items()}
     for lot in lots:
         same = (lot.k, lot.many, None if lot.fold is None else (lot.fold.blocks, lot.fold.row))
         rows = sampled.seen_by(lot)
@@ -199,21 +179,17 @@ def study_start(
             count = count_candidates(rows, polish=polish)
             numbers = range(1, lot.many + 1) if lot.many > 1 else range(count + 1)
             found = run_race(rows, lot.k, request.seed, numbers, lot.many, polish=polish)
-            known[same] = sorted(found, key=lambda candidate: candidate.number)
-        made = [sampled.factor(candidate) for candidate in known[same]]
+            found = sorted(found, key=lambda candidate: candidate.number)
+            known[same] = [sampled.begun(candidate) for candidate in found]
+        made = [start.short for start in known[same]]
         factors += made if lot.fold is None else [lot.fold.masked(short) for short in made]
-        errors += [candidate.relative for candidate in known[same]]
+        errors += [start.relative for start in known[same]]
     return Start(tuple(factors), inspection=sampled.inspection), errors
 
 
-def _probed(lots: Sequence[Lot]) -> list[int]:
+def probed(lots: Sequence[Lot]) -> list[int]:
     """Ranks whose one start, of all rows, may come from singular vectors of all of V."""
     return sorted({lot.k for lot in lots if lot.fold is None and lot.many == 1})
-
-
-def probes_of(lots: Sequence[Lot]) -> int:
-    """Vectors with which V is read for them, at most."""
-    return sum(k + nystrom.SPARE for k in _probed(lots))
 
 
 def _random_factors(request: Request, lot: Lot, executor: Executor, scale: float) -> list[Array]:

@@ -124,18 +124,19 @@ def _stretches(rows: int) -> list[slice]:
     return [slice(a, b) for a, b in pairwise(rows * i // PARTS for i in range(PARTS + 1))]
 
 
-def refined(
-    executor: Executor, found: Sequence[Array], ranks: Sequence[int]
-) -> list[tuple[Float64, Float64]]:
-    """Singular values and k right vectors of all of V for each of ``ranks``, in one read."""
+def refined(executor: Executor, found: Sequence[Array]) -> list[tuple[Float64, Float64]]:
+    """Singular values and right vectors of all of V, as many as each basis has, in one read."""
     products = executor.run(PowerProducts(tuple(found))).sums
     return [
-        nystrom.leading(product, basis, k)
-        for product, basis, k in zip(products, found, ranks, strict=True)
+        nystrom.leading(product, basis, basis.shape[1])
+        for product, basis in zip(products, found, strict=True)
     ]
 
 
-def starting(sample: Slab, values: Float64, right: Float64) -> Array:
-    """The short factor that NNDSVD makes of them; left vectors are those of the sample's rows."""
-    left = kernels.matmul(sample, right)
-    return nndsvd.heavier_halves(left, values, right).astype(sample.dtype)
+def starting(sample: Slab, values: Float64, right: Float64, k: int) -> Array:
+    """The short factor that NNDSVD makes of the first k.
+
+    Left vectors are those of the sample's rows.
+    """
+    left = kernels.matmul(sample, right[:, :k])
+    return nndsvd.heavier_halves(left, values[:k], right[:, :k]).astype(sample.dtype)
