@@ -48,14 +48,13 @@ class NMF(Reading, Partial, ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     init : {'auto', 'sample', 'random', 'nndsvd', 'nndsvda', 'nndsvdar', 'custom'}, default=None
         Start. 'sample': restarts race in memory on some rows, and the best goes on. The rows come
         from a tenth of the chunks, or are drawn by their norms in one read (sparse and uneven X,
-        Kullback-Leibler, for which their square roots race). Where, by least squares, those of a
-        sparse X have fewer entries than H (and X has 20 columns a component), one more read gives
-        X's own singular vectors (Nyström's approximation), of which the first start is made
-        (NNDSVD), in place of the race. By least squares the start then exchanges components:
-        some join from what is left unexplained, and those that explain least leave (on the
-        sample, or in another read of a sparse X as above). 'custom' takes W and H from ``fit``, or one of them. The
-        nndsvd family costs two reads. 'auto' and None: 'sample' for ``als`` and ``newton``, else
-        'nndsvda' ('random' where n_components > min(n_samples, n_features), or n_init > 1).
+        Kullback-Leibler, for which their square roots race). By least squares it then exchanges
+        components: some join from what is unexplained, and those that explain least leave. Where
+        the rows of a sparse X have fewer entries than H (and X has 20 columns a component), a read
+        more gives X's own singular vectors (Nyström's approximation), of which the first start is
+        made (NNDSVD) in place of the race, and another one those that leave. 'custom' takes W and H
+        from ``fit``, or one of them. The nndsvd family costs two reads. 'auto' and None: 'sample'
+        for ``als`` and ``newton``, else 'nndsvda' ('random' where k > min(X.shape) or n_init > 1).
     n_init : int, default=1
         Starts. They share every read of X: they race on the sample, and at most 4 go on to X
         itself; with init='random' all do. After each pass the better half goes on, and always

@@ -36,6 +36,7 @@ SOLVERS, FITS, PIECES = "test_solvers.py", "test_fits.py", "test_kernels.py"
 FIRST = "test_first_read.py"
 TOLD = "test_told_loss.py"
 SCARCE = "test_scarce_sample.py"
+EXCHANGE = "test_exchange.py"
 TWIN = f"{SOLVERS}::test_update_equals_its_scalar_twin"
 VALUE = f"{SOLVERS}::test_value_of_the_loss_equals_its_scalar_twin"
 KKT = f"{SOLVERS}::test_exact_rows_satisfy_kkt_even_when_ill_conditioned"
@@ -312,7 +313,7 @@ MUTANTS = [
     ),
     Mutant(
         "a start for another loss runs until it rests", "parallel/race.py",
-        "sample, LAST, LATE) if polish else racing", "sample, LAST, LATE)",
+        "if not polish:", "if polish is None:",
         f"{FIRST}::test_where_another_loss_goes_on_one_random_start_of_sparse_data_is_enough",
     ),
     Mutant(
@@ -461,6 +462,37 @@ MUTANTS = [
     Mutant(
         "the plan forgets the read of a start", "numerics/memory.py",
         "max(sums, probed, sample_bytes(matrix, job))", "max(sums, sample_bytes(matrix, job))",
+        f"{SCARCE}::test_the_plan_counts_what_the_read_brings",
+    ),
+    Mutant(
+        "the component leaves that explains most", "numerics/exchange.py",
+        "kept.pop(int(np.argmin(loss)))", "kept.pop(int(np.argmax(loss)))",
+        f"{EXCHANGE}::test_the_others_count_for_what_they_take_over",
+    ),
+    Mutant(
+        "nobody takes over what leaves", "numerics/exchange.py",
+        "np.arange(length.size) == leaves, 0.0, taken)", "np.arange(length.size) < 99, 0.0, taken)",
+        f"{EXCHANGE}::test_those_that_stay_are_what_backward_elimination_leaves",
+    ),
+    Mutant(
+        "what joins is what V has, explained or not", "numerics/exchange.py",
+        "kernels.matmul(V, basis) - kernels", "kernels.matmul(V, basis) - 0.0 * kernels",
+        f"{EXCHANGE}::test_directions_are_the_residuals_singular_vectors",
+    ),
+    Mutant(
+        "an exchange is taken that brought nothing", "parallel/race.py",
+        "_ranked(racing + _exchanged(team, racing[0], sample, seed))[:1]",
+        "(_exchanged(team, racing[0], sample, seed) or racing)[:1]",
+        f"{EXCHANGE}::test_no_exchange_ends_above_its_beginning",
+    ),
+    Mutant(
+        "columns of other components for those that stay", "parallel/scarce.py",
+        "Normal(sums.terms.cross[:, kept]", "Normal(sums.terms.cross[:, :k]",
+        f"{SCARCE}::test_a_start_is_the_best_factor_for_the_rows_of_those_that_stay",
+    ),
+    Mutant(
+        "the plan forgets the components that leave", "numerics/memory.py",
+        "width = max(job.width, job.widest)", "width = job.width",
         f"{SCARCE}::test_the_plan_counts_what_the_read_brings",
     ),
     Mutant(
