@@ -51,11 +51,11 @@ def test_those_that_stay_are_what_backward_elimination_leaves(
 
 
 def test_the_others_count_for_what_they_take_over():
-    """The last two are nearly one; each alone is worth nothing, both together are worth most."""
-    F = np.array([[1.0, 0, 0, 0], [0, 1.1, 0, 0], [0, 0, 3, 3], [0, 0, 0, 1e-3]])
-    W = np.eye(4)
-    assert exchange.most_useful(W.T @ W, F, 2) in ([1, 2], [1, 3])
-    assert exchange.most_useful(W.T @ W, F, 1) in ([2], [3])
+    """The last two are nearly one: first one of them leaves, and then the other is worth most."""
+    F = np.array([[1.0, 0, 0, 0], [0, 1.1, 0, 0], [0, 0, 0.9, 0.9], [0, 0, 0, 1e-3]])
+    assert exchange.most_useful(np.eye(4), F, 3) in ([0, 1, 2], [0, 1, 3])
+    assert exchange.most_useful(np.eye(4), F, 2) in ([1, 2], [1, 3])
+    assert exchange.most_useful(np.eye(4), F, 1) in ([2], [3])
 
 
 @pytest.mark.parametrize("doubled", [True, False])

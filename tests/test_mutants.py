@@ -472,7 +472,7 @@ MUTANTS = [
     Mutant(
         "nobody takes over what leaves", "numerics/exchange.py",
         "np.arange(length.size) == leaves, 0.0, taken)", "np.arange(length.size) < 99, 0.0, taken)",
-        f"{EXCHANGE}::test_those_that_stay_are_what_backward_elimination_leaves",
+        f"{EXCHANGE}::test_the_others_count_for_what_they_take_over",
     ),
     Mutant(
         "what joins is what V has, explained or not", "numerics/exchange.py",
