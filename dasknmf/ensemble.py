@@ -75,6 +75,7 @@ class Model:
     momentum: float = 0.5
     told: float | None = None  # the lowest objective that a pass was believed to end with
     good: tuple[float, float, list[ModelSums | None]] | None = None  # met, believed, and its sums
+    paid: list[float] = field(default_factory=list)  # penalty of the short factor that a wave met
     rejected: int = 0
     ahead: Array | None = None
     stand_ins: frozenset[int] = frozenset()  # waves whose sums come from compressed data
@@ -160,7 +161,10 @@ class Model:
         the user may have, would come back above where it began: it waits.)
         """
         if sums.terms is not None:  # once, for the half-steps after all waves of a pass
-            sums = sums._replace(terms=formed(sums.terms).met(self.target))
+            terms = formed(sums.terms).met(self.target, bounded=problem.penalty.active)
+            sums = sums._replace(terms=terms)
+        self.paid = self.paid if wave else []
+        self.paid = [*self.paid, problem.penalty.value(self.target)]
         self.waves = [*self.waves[:wave], sums, *self.waves[wave + 1 :]]
         found: list[Columns | Foreseen] = [*self._found()]
         missing = len(self.waves) - len(found)
@@ -197,10 +201,11 @@ class Model:
         goes ahead any more; where nothing did, later steps are more careful.
         """
         seen, found = [sums for sums in self.waves if sums is not None], self._found()
-        prices = sum(s.penalty for s in seen) + problem.penalty.value(self.short)
+        rows, price = sum(s.penalty for s in seen), problem.penalty
         met = sum(terms.value for terms in found)
-        loss = self._believed(found, met)
-        objective, told = met + prices, loss + prices
+        loss = self._believed(found, met, self.short, price)
+        objective = met + rows + sum(self.paid) / len(self.paid)
+        told = loss + rows + price.value(self.short)
         if self.good is not None and (
             objective > self.good[0] * (1.0 + GUARD) and told > self.good[1] * (1.0 + GUARD)
         ):
@@ -217,14 +222,19 @@ class Model:
                 self.told, self.loss = told, loss
         self._ask_for(objective)
 
-    def _believed(self, found: Sequence[Columns], met: float) -> float:
+    def _believed(
+        self, found: Sequence[Columns], met: float, short: Array, price: Penalty
+    ) -> float:
         """The loss of the pair, from what the terms tell of it and what the waves have ``met``.
 
         EM's bound is one. Quadratic models have no terms of the third order, so no more than
         ``SURE`` of what they promise is counted, less where that is much, and nothing of a half.
+        Where a price lets the loss rise they tell too little of that, and the bound counts.
         """
         assert self.current is not None
         told = max(self.current, 0.0)
+        if told >= met and price.active:
+            return max(told, sum(terms.bound(short) for terms in found))
         if told >= met or any(terms.pull is None for terms in found):
             return told
         promised = met - told
@@ -268,9 +278,10 @@ class Model:
         if problem.loss.kind is Normal:
             self.short = half_step(solver, self.short, sums.terms, problem.penalty)
             return sums
-        met, price = formed(sums.terms).met(self.short), problem.penalty
+        price = problem.penalty
+        met = formed(sums.terms).met(self.short, bounded=price.active)
         short, self.current = solve_columns(solver, self.short, [met], price)
-        loss = self._believed([met], met.value)
+        loss = self._believed([met], met.value, short, price)
         if loss + price.value(short) >= met.value + price.value(self.short):
             return sums
         self.short = short

@@ -465,6 +465,17 @@ MUTANTS = [
         f"{SCARCE}::test_the_plan_counts_what_the_read_brings",
     ),
     Mutant(
+        "quadratic models are believed where a price lets the loss rise", "ensemble.py",
+        "if told >= met and price.active:", "if told >= met and not price.active:",
+        f"{TOLD}::test_where_a_price_lets_the_loss_rise_the_bound_counts",
+    ),
+    Mutant(
+        "the loss of one factor with the price of another", "ensemble.py",
+        "objective = met + rows + sum(self.paid) / len(self.paid)",
+        "objective = met + rows + price.value(self.short)",
+        f"{TOLD}::test_prices_that_shrink_the_factors_are_not_taken_for_convergence",
+    ),
+    Mutant(
         "the component leaves that explains most", "numerics/exchange.py",
         "kept.pop(int(np.argmin(loss)))", "kept.pop(int(np.argmax(loss)))",
         f"{EXCHANGE}::test_the_others_count_for_what_they_take_over",

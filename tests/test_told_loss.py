@@ -130,9 +130,39 @@ def test_what_models_promise_is_not_all_counted(told, met, expected, rng):
     model = Model(0, rng.random((4, 2)), [None], 0.0, 1.0, current=told)
     some = np.ones((4, 2))
     terms = Columns(some, some[0], some, np.ones((4, 3)), met)
-    assert model._believed([terms], met) == pytest.approx(expected, rel=1e-12)
+    assert model._believed([terms], met, model.short, FREE) == pytest.approx(expected, rel=1e-12)
     bound = terms._replace(pull=None, curvature=None)
-    assert model._believed([bound], met) == max(told, 0.0)
+    assert model._believed([bound], met, model.short, FREE) == max(told, 0.0)
+
+
+@pytest.mark.parametrize("curved", [True, False])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_ems_bound_is_one_and_exact_where_slabs_met_the_factor(curved, sparse, rng):
+    found = waves_of(rng, 3, 7, 3, curved, sparse)
+    whole = [driver.formed(terms).met(met, bounded=True) for _, _, met, terms in found]
+    for V, W, met, _ in found:
+        terms = whole.pop(0)
+        assert terms.bound(met) == pytest.approx(divergence(V, W, met), rel=1e-9)
+        for scale in (0.01, 0.5, 3.0):
+            near = met * scale * rng.lognormal(0.0, 0.3, met.shape)
+            assert terms.bound(near) >= divergence(V, W, near) * (1 - 1e-12)
+    parts = [driver.formed(terms).met(met, bounded=True) for _, _, met, terms in found]
+    H = rng.random((7, 3)) + 0.1
+    assert add(parts).bound(H) == pytest.approx(sum(part.bound(H) for part in parts), rel=1e-12)
+
+
+def test_where_a_price_lets_the_loss_rise_the_bound_counts(rng):
+    """A tenth of the factor: quadratic models tell half of what the loss rises by."""
+    ((V, W, met, terms),) = waves_of(rng, 1, 7, 3, True, False)
+    terms, short = terms.met(met, bounded=True), 0.1 * met
+    told = terms.told(short) + terms.constant
+    model = Model(0, short, [None], 0.0, 1.0, current=told)
+    assert told > terms.value
+    price = Penalty(2.0, 0.0)
+    believed = model._believed([terms], terms.value, short, price)
+    assert believed == pytest.approx(terms.bound(short), rel=1e-12)
+    assert believed >= divergence(V, W, short) > terms.value + 1.5 * (told - terms.value)
+    assert model._believed([terms], terms.value, short, FREE) == told
 
 
 def many_kinds(seed):
@@ -148,6 +178,9 @@ def many_kinds(seed):
     yield "scaled", rng.poisson(W @ H) * 10.0 ** rng.uniform(-4, 4, (1, 40)), 6, 40, {}
     yield "many", topics, 25, 40, {}
     yield "l1", topics, 8, 40, {"alpha_W": 0.01, "alpha_H": 0.01, "l1_ratio": 1.0}
+    yield "strong l1", topics, 8, 40, {"alpha_W": 1.0, "alpha_H": 1.0, "l1_ratio": 1.0}
+    scarce = (rng.random((1200, 300)) < 0.003) * rng.random((1200, 300))
+    yield "scarce", scarce, 6, 100, {"alpha_W": 0.1, "alpha_H": 0.1, "l1_ratio": 1.0}
     yield "l2", topics, 8, 40, {"alpha_W": 0.01, "alpha_H": 0.01, "l1_ratio": 0.0}
     yield "random", topics, 8, 40, {"init": "random"}
     yield "wide", rng.poisson(H[:, :30].T @ W[:200].T).astype(float), 6, 10, {}
@@ -166,6 +199,18 @@ def test_no_objective_rises_up_to_that_of_what_is_returned(seed, passes, curved,
         ).fit(da.from_array(V, chunks=(chunk, -1)))
         objective = model.history_["objective"]
         assert np.all(np.diff(objective) <= 1e-9 * np.abs(objective[:-1])), name
+
+
+@pytest.mark.parametrize("alpha", [0.03, 0.1, 0.3])
+def test_prices_that_shrink_the_factors_are_not_taken_for_convergence(alpha, rng):
+    """From scales of no use to the prices; what a pass was thought to end with held the fit up."""
+    V = sp.random_array((4000, 1500), density=0.002, rng=rng, format="csr")
+    prices = {"alpha_W": alpha, "alpha_H": alpha, "l1_ratio": 1.0}
+    given = {"beta_loss": "kullback-leibler", "random_state": 0, "max_iter": 40, **prices}
+    ours, other = (NMF(8, **given, init=init).fit(V) for init in ("sample", "random"))
+    objective = ours.history_["objective"]
+    assert np.all(np.diff(objective) <= 1e-9 * objective[0])
+    assert objective[-1] <= 1.005 * other.history_["objective"][-1]
 
 
 def test_what_is_told_is_what_is_measured_once_it_converges(rng):

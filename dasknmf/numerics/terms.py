@@ -88,7 +88,7 @@ class Columns(NamedTuple):
     every column packed: quadratic models, which add up likewise; None without curvature.
     ``mass`` has a row a column of V where not every entry counts the same.
     ``value``: the loss at the factors met. ``ridge``: the L2 penalty, once it is applied.
-    ``constant``: what :meth:`told` leaves out, from :meth:`met`.
+    ``constant``: what :meth:`told` leaves out; ``anchor``: what :meth:`bound` does; of :meth:`met`.
     """
 
     counts: Float64
@@ -98,6 +98,7 @@ class Columns(NamedTuple):
     value: float
     ridge: float = 0.0
     constant: float = 0.0
+    anchor: float = 0.0
 
     @staticmethod
     def of(
@@ -107,13 +108,26 @@ class Columns(NamedTuple):
         pull = None if curvature is None else 2.0 * neg - mass  # C_j h_j is neg_j: y is linear in h
         return Columns(H * neg, mass, pull, curvature, value)
 
-    def met(self, H: Array) -> Columns:
-        """With the constant by which :meth:`told` is the loss itself at ``H``, which slabs met."""
+    def met(self, H: Array, *, bounded: bool = False) -> Columns:
+        """With the constant by which :meth:`told` is the loss itself at ``H``, which slabs met.
+
+        ``bounded``: and the one of :meth:`bound`.
+        """
         wide = H.astype(np.float64, copy=False)
         if self.pull is None:
-            return self._replace(constant=self.value - self.told(wide))
+            constant = self.value - self._expected(wide)
+            return self._replace(constant=constant, anchor=constant)
         told = float(np.sum(self.mass * wide)) - 1.5 * float(np.sum(self.counts))  # C_j h_j = neg_j
-        return self._replace(constant=self.value - told)
+        anchor = self.value - self._expected(wide) if bounded else 0.0
+        return self._replace(constant=self.value - told, anchor=anchor)
+
+    def bound(self, H: Array) -> float:
+        """EM's: the loss at ``H`` is not above it, and where slabs met ``H`` it is the loss."""
+        return self._expected(H.astype(np.float64, copy=False)) + self.anchor
+
+    def _expected(self, H: Float64) -> float:
+        log = np.log(H, out=np.zeros(H.shape), where=H > 0.0)
+        return float(np.sum(self.mass * H)) - float(np.vdot(self.counts, log))
 
     def told(self, H: Float64) -> float:
         """The loss at ``H``, but for the constant: by the quadratic models, or by EM's bound.
@@ -121,8 +135,7 @@ class Columns(NamedTuple):
         Both add up over slabs that met different H, and over parts of the columns.
         """
         if self.pull is None or self.curvature is None:
-            log = np.log(H, out=np.zeros(H.shape), where=H > 0.0)
-            return float(np.sum(self.mass * H)) - float(np.vdot(self.counts, log))
+            return self._expected(H)
         bent = loops("each").quadratic(own(self.curvature), own(H))
         return 0.5 * float(bent) - float(np.vdot(self.pull, H))
 
@@ -151,6 +164,7 @@ class Columns(NamedTuple):
             value=add([p.value for p in formed]),
             ridge=formed[0].ridge,
             constant=sum(p.constant for p in formed),
+            anchor=sum(p.anchor for p in formed),
         )
 
 
