@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from dasknmf import NMF
+from dasknmf import NMF, RankStudy
 from dasknmf.numerics import exchange, kernels
 from dasknmf.parallel import race
 
@@ -65,6 +65,22 @@ def test_zero_and_equal_components_leave_first(doubled, rng):
     kept = exchange.most_useful(np.eye(4), F, 3)
     assert kept in ([0, 2, 3], [0, 1, 2]) if doubled else kept == [0, 2, 3]
     assert exchange.most_useful(np.eye(4), np.zeros((9, 4)), 2) == [2, 3]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    width=st.integers(4, 16), groups=st.integers(1, 4), seed=st.integers(0, 999),
+    apart=st.sampled_from([0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3]),
+)  # fmt: skip
+def test_one_of_many_that_are_nearly_equal_stays(width, groups, seed, apart):
+    rng = np.random.default_rng(seed)
+    W, F = rng.gamma(0.5, 1.0, (40, width)), rng.gamma(0.5, 1.0, (25, width))
+    of = rng.integers(0, groups, width)
+    for j in range(width):
+        F[:, j] = F[:, np.argmax(of == of[j])] * (1.0 + apart * rng.standard_normal(25))
+    k = np.unique(of).size
+    kept = exchange.most_useful(W.T @ W, F, k)
+    assert sorted(of[kept]) == sorted(np.unique(of))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +148,7 @@ def raced(V, k, monkeypatch):
         with monkeypatch.context() as patch:
             if not exchanges:
                 patch.setattr(race.exchange, "count_joining", lambda *given: 0)
-            best = [race.run_race(V, k, seed, [1], 1)[0] for seed in range(8)]
+            best = [race.run_race(V, k, seed, [1], 1, exchanges=True)[0] for seed in range(8)]
         assert all(one.short.shape == (V.shape[1], k) for one in best)
         assert all(np.concatenate(one.rows).shape == (V.shape[0], k) for one in best)
         found.append(np.array([one.relative for one in best]))
@@ -162,19 +178,29 @@ def test_no_exchange_ends_above_its_beginning(rng, monkeypatch):
     V = rng.gamma(1.0, 1.0, (500, 30))
     with monkeypatch.context() as patch:
         patch.setattr(race.exchange, "count_joining", lambda *given: 0)
-        (kept,) = race.run_race(V, 6, 0, range(4), 1)
+        (kept,) = race.run_race(V, 6, 0, range(4), 1, exchanges=True)
     monkeypatch.setattr(race.exchange, "most_useful", lambda gram, F, k: [0] * k)
-    (best,) = race.run_race(V, 6, 0, range(4), 1)
+    (best,) = race.run_race(V, 6, 0, range(4), 1, exchanges=True)
     assert best.relative == kept.relative
     np.testing.assert_array_equal(best.short, kept.short)
 
 
 def test_restarts_that_stay_apart_exchange_nothing(rng, monkeypatch):
-    """And neither does a race for another loss."""
-    monkeypatch.setattr(race, "_exchanged", None)
+    """And neither does a race for another loss; of an ensemble, the first alone."""
+    made, exchanged = [], race._exchanged
+    monkeypatch.setattr(race, "_exchanged", lambda *given: made.append(1) or exchanged(*given))
     V = rng.gamma(1.0, 1.0, (500, 30))
     assert len(race.run_race(V, 4, 0, range(1, 4), 3)) == 3
-    assert len(race.run_race(V, 4, 0, range(1, 4), 1, polish=False)) == 1
+    assert len(race.run_race(V, 4, 0, range(1, 4), 1, polish=False, exchanges=True)) == 1
+    RankStudy([3, 4], n_init=2, max_iter=2, random_state=0).fit(V)
+    NMF(4, beta_loss="kullback-leibler", max_iter=2, random_state=0).fit(V)
+    assert not made
+    for n_init in (1, 2, 5):
+        NMF(4, n_init=n_init, max_iter=2, random_state=0).fit(V)
+        assert len(made) == 1
+        made.clear()
+    RankStudy([3, 4], n_init=1, holdout=0, max_iter=2, random_state=0).fit(V)
+    assert len(made) == 2
 
 
 @pytest.mark.parametrize("k", [1, 2, 7, 12])

@@ -166,7 +166,7 @@ MUTANTS = [
     ),
     Mutant(
         "models are taken for those of the factor that they lead to", "ensemble.py",
-        "formed(sums.terms).met(self.target)", "formed(sums.terms).met(self.short)",
+        "formed(sums.terms).met(self.target,", "formed(sums.terms).met(self.short,",
         f"{TOLD}::test_no_objective_rises_up_to_that_of_what_is_returned",
     ),
     Mutant(
@@ -477,12 +477,12 @@ MUTANTS = [
     ),
     Mutant(
         "the component leaves that explains most", "numerics/exchange.py",
-        "kept.pop(int(np.argmin(loss)))", "kept.pop(int(np.argmax(loss)))",
+        "leaves = int(np.argmin(", "leaves = int(np.argmax(",
         f"{EXCHANGE}::test_the_others_count_for_what_they_take_over",
     ),
     Mutant(
         "nobody takes over what leaves", "numerics/exchange.py",
-        "np.arange(length.size) == leaves, 0.0, taken)", "np.arange(length.size) < 99, 0.0, taken)",
+        "rows = rows + passed + passed.T +", "rows = rows + 0.0 *",
         f"{EXCHANGE}::test_the_others_count_for_what_they_take_over",
     ),
     Mutant(
@@ -492,8 +492,8 @@ MUTANTS = [
     ),
     Mutant(
         "an exchange is taken that brought nothing", "parallel/race.py",
-        "_ranked(racing + _exchanged(team, racing[0], sample, seed))[:1]",
-        "(_exchanged(team, racing[0], sample, seed) or racing)[:1]",
+        "_ranked(racing + _exchanged(team, racing[0], sample, seed))[:survivors]",
+        "(_exchanged(team, racing[0], sample, seed) or racing)[:survivors]",
         f"{EXCHANGE}::test_no_exchange_ends_above_its_beginning",
     ),
     Mutant(

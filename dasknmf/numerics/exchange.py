@@ -20,7 +20,7 @@ from dasknmf.numerics.nndsvd import orthonormal
 PART = 5  # of the components, one in so many joins
 SPARE = 5  # directions more than are wanted, in every step
 STEPS = 4  # of power iteration on the residual
-RIDGE = 1e-9  # of a squared length: below it two components are the same
+RIDGE = 1e-9  # of a squared length: what keeps equal components apart
 
 
 def count_joining(k: int, rows: int, columns: int) -> int:
@@ -70,25 +70,24 @@ def _residual(V: Slab, W: Array, F: Array, basis: Float64) -> Float64:
 def most_useful(rows_gram: Float64, F: Array, k: int) -> list[int]:
     """Which k components of W Fᵀ stay: that without which least is lost leaves, again and again.
 
-    ``rows_gram``: WᵀW. Without component j the squared error grows by (WᵀW)_jj / ((FᵀF)⁻¹)_jj, as
-    that of a regression without one of its regressors, and the others take over what they can of
-    it: where no row of W is at a bound, this is backward elimination.
+    ``rows_gram``: WᵀW; both in any units. Without component j the squared error grows by (WᵀW)_jj
+    over the diagonal entry of (FᵀF)⁻¹, as that of a regression without one of its regressors, and
+    the others take over what they can of it: where no row of W is at a bound, this is backward
+    elimination. Components that differ by less than 1e-4 of their length count as one.
     """
     inner = kernels.gram(F * (1.0 / kernels.unit_of(F)))
-    rows_gram = rows_gram / kernels.unit_of(rows_gram)
     length = np.sqrt(np.diag(inner))
-    unit = np.divide(1.0, length, out=np.zeros_like(length), where=length > 0.0)
-    scaled = inner * unit * unit[:, np.newaxis]
-    scaled[np.diag_indices_from(scaled)] = 1.0 + RIDGE
-    inverse = np.linalg.inv(scaled)
-    rows = rows_gram * length * length[:, np.newaxis]
-    kept = list(range(length.size))
-    while len(kept) > k:
-        loss = np.diag(rows)[kept] / np.diag(inverse)[kept]
-        leaves = kept.pop(int(np.argmin(loss)))
+    inner /= np.outer(length, length) + (np.outer(length, length) == 0.0)
+    inner[np.diag_indices_from(inner)] = 1.0 + RIDGE
+    rows = rows_gram / kernels.unit_of(rows_gram) * np.outer(length, length)
+    kept = np.arange(length.size)
+    while kept.size > k:
+        inverse = np.linalg.inv(inner)  # updating the last one loses all digits among equals
+        leaves = int(np.argmin(np.diag(rows) / np.diag(inverse)))
         taken = -inverse[:, leaves] / inverse[leaves, leaves]
-        inverse = inverse + np.outer(inverse[:, leaves], taken)
-        turn = np.eye(length.size)
-        turn[leaves] = np.where(np.arange(length.size) == leaves, 0.0, taken)
-        rows = turn.T @ rows @ turn
-    return kept
+        others = np.delete(np.arange(kept.size), leaves)
+        passed = np.outer(taken, rows[leaves])
+        rows = rows + passed + passed.T + rows[leaves, leaves] * np.outer(taken, taken)
+        rows, inner = (matrix[np.ix_(others, others)] for matrix in (rows, inner))
+        kept = kept[others]
+    return [int(j) for j in kept]

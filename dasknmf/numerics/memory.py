@@ -74,7 +74,7 @@ class Job:
     probes
         Vectors with which a start may read V in search of its singular ones.
     widest
-        Columns of all factors side by side while such a start has components to choose from.
+        Components with which it reads V a second time, to choose from: of all ranks together.
     """
 
     k: int
@@ -228,6 +228,19 @@ def sample_bytes(matrix: Matrix, job: Job) -> int:
     return min(SAMPLE, matrix.nbytes // 2, SAMPLED[matrix.sparse] * row)
 
 
+def race_bytes(matrix: Matrix, job: Job) -> int:
+    """Rows, products and what the solver copies of two starts that race on the sample.
+
+    The winner has a fifth more components for a while.
+    """
+    if job.carries_rows:
+        return 0
+    most = min(SAMPLED[matrix.sparse], matrix.rows // 2)
+    wanted = max(100 * job.k, 1000, matrix.columns if matrix.sparse else 0)
+    rows = most if matrix.sparse and job.split else min(wanted, most)
+    return 2 * rows * (job.k + job.k // 5 + 1) * (2 * matrix.itemsize + 4 * DOUBLE)
+
+
 def visit_parts(matrix: Matrix, job: Job, machines: Machines, *, loads: bool) -> dict[str, int]:
     """Slabs being visited, and what loading or the arithmetic on them needs, whichever is more."""
     work = work_bytes(matrix, job)
@@ -293,6 +306,7 @@ def client_parts(matrix: Matrix, job: Job, workers: int) -> dict[str, int]:
         "commits": (2 * job.waves + 4) * sum_bytes(matrix, job) if job.commits else 0,
         "factors": 4 * factor_bytes(matrix, job) + 4 * factor,
         "sample": 3 * sample_bytes(matrix, job),
+        "starts on it": race_bytes(matrix, job),
         "rows of the result": 2 * rows,
     }
 

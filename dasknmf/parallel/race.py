@@ -1,8 +1,8 @@
 """Restarts on a sample of V, in memory: which of many random starts to go on with.
 
 Every candidate alternates exact rows and columns on the sample; after each round the better ones
-go on, on more rows. The winner exchanges components, where that is better. A candidate's numbers
-belong to its number, so the result does not depend on how many threads take part.
+go on, on more rows; the winner may exchange components at last. A candidate's numbers belong to its
+number, so the result does not depend on how many threads take part.
 """
 
 from __future__ import annotations
@@ -150,14 +150,17 @@ def _rough(sample: Slab, polish: bool) -> bool:
 
 
 def run_race(
-    sample: Slab, k: int, seed: int, numbers: Sequence[int], survivors: int, *, polish: bool = True
-) -> list[Candidate]:
+    sample: Slab, k: int, seed: int, numbers: Sequence[int], survivors: int, *, polish: bool = True,
+    exchanges: bool = False,
+) -> list[Candidate]:  # fmt: skip
     """Let the starts called ``numbers`` race; give the best ``survivors``, best first.
 
     Number 0 is no random start: it comes from the singular vectors of the sample, and joins the
     others in the second round. ``polish``: whether those that are left run until they rest. For a
     fit by another loss that brings nothing: its first pass moves further than all of these steps.
     Where V is sparse the race is a large part of such a fit, and a rougher one is as good.
+    ``exchanges``: whether the best exchanges components at last, where ``polish`` and no weights
+    are; what that leads to is taken where it is better on the sample.
     """
     rows, columns = sample.shape
     dtype = sample.dtype
@@ -183,9 +186,9 @@ def run_race(
         if not polish:
             return racing
         racing = _round(team, racing, sample, LAST, LATE)
-        if survivors > 1 or isinstance(sample, Observed):
+        if not exchanges or isinstance(sample, Observed):
             return racing
-        return _ranked(racing + _exchanged(team, racing[0], sample, seed))[:1]
+        return _ranked(racing + _exchanged(team, racing[0], sample, seed))[:survivors]
 
 
 def _exchanged(team: Team, winner: Candidate, sample: Slab, seed: int) -> list[Candidate]:

@@ -69,7 +69,7 @@ class Sampled:
         """How many entries these rows have for each of the factor that is to be found from them.
 
         Below one, what the best of many starts has fitted is the sample, not V: singular vectors
-        of all of V, which cost a read more, are the better start. Infinite where they are not:
+        of all of V, which cost two reads more, are the better start. Infinite where they are not:
         for a dense V, another loss, or so many components that the last vectors are noise.
         """
         rows, columns = self.rows, self.rows.shape[1]

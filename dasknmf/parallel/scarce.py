@@ -24,7 +24,7 @@ from dasknmf.parallel.race import Candidate, run_alone
 from dasknmf.parallel.sample import Begun, Sampled
 from dasknmf.parallel.slabs import Slabs
 
-ACCURACY = 1e-4  # of rows that choose components: what may be left to gain, in parts of the loss
+CHOOSING = 1e-4  # of the loss: what rows that choose components may leave to gain
 
 
 def by_singular_vectors(
@@ -32,9 +32,9 @@ def by_singular_vectors(
 ) -> dict[int, Begun]:
     """Starts by rank, for two reads in all; a rank that the sample or V does not have is missing.
 
-    From the singular vectors of V an NNDSVD, and a few iterations on the sample. Then as many
-    components join as the residual's leading directions (among those vectors) are thought to be
-    worth, are fitted on the sample and to all of V, and the most useful stay.
+    NNDSVD from the singular vectors of V, and a few iterations on the sample. Then a fifth more
+    components join, which are what the sample leaves unexplained along those vectors, and all are
+    fitted to the sample. Rows of all of V for all of them say which k stay, and give their columns.
     """
     rows = sampled.rows
     near = {k: vectors.probes(rows, k + joining(k, sampled), seed) for k in ranks}
@@ -57,7 +57,7 @@ def start_widths(ranks: Sequence[int], slabs: Slabs) -> dict[str, int]:
 
 
 def joining(k: int, sampled: Sampled) -> int:
-    """How many components a start of rank k has too many for a while."""
+    """How many components a start of rank k has in excess until the last read."""
     return exchange.count_joining(k, *sampled.rows.shape)
 
 
@@ -75,7 +75,7 @@ def _narrowed(sampled: Sampled, wide: dict[int, Candidate], executor: Executor) 
     """The k most useful components of each, and their columns solved from rows of all of V."""
     begun = {k: sampled.begun(candidate) for k, candidate in wide.items()}
     shorts = tuple(start.short for start in begun.values())
-    gains = tuple(ACCURACY * start.relative for start in begun.values())
+    gains = tuple(CHOOSING * start.relative for start in begun.values())
     step = Step(Frobenius(), ALS(), Penalty(), shorts, gains=gains)
     assert sampled.inspection is not None
     squares = sampled.inspection.squares

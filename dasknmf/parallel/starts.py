@@ -128,7 +128,10 @@ def _sample(request: Request, executor: Executor, name: str) -> Start | None:
     found: list[Begun] = []
     if sampled.plenty(k) < 1.0:
         found += by_singular_vectors(sampled, [k], request.seed, executor).values()
-    best = [] if found else run_race(rows, k, request.seed, range(count + 1), 1, polish=polish)
+    best = []
+    if not found:
+        first = range(count + 1)
+        best = run_race(rows, k, request.seed, first, 1, polish=polish, exchanges=True)
     if request.n_init > 1:
         others = range(count + 1, 2 * count + request.n_init)
         survivors = min(request.n_init, MODELS) - 1
@@ -177,8 +180,11 @@ def study_start(
         if same not in known:
             polish = sampled.polish
             count = count_candidates(rows, polish=polish)
-            numbers = range(1, lot.many + 1) if lot.many > 1 else range(count + 1)
-            found = run_race(rows, lot.k, request.seed, numbers, lot.many, polish=polish)
+            apart = lot.many > 1
+            numbers = range(1, lot.many + 1) if apart else range(count + 1)
+            found = run_race(
+                rows, lot.k, request.seed, numbers, lot.many, polish=polish, exchanges=not apart
+            )
             found = sorted(found, key=lambda candidate: candidate.number)
             known[same] = [sampled.begun(candidate) for candidate in found]
         made = [start.short for start in known[same]]
