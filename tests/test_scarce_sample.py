@@ -281,13 +281,14 @@ def test_a_rank_that_there_is_not_goes_to_the_race(monkeypatch):
 
 @pytest.mark.parametrize(("plenty", "most"), [(0.01, 4), (0.5, 6), (0.99, 11)])
 def test_a_scarce_sample_is_fitted_for_few_iterations(plenty, most, texts, monkeypatch):
-    short = np.abs(np.random.default_rng(0).standard_normal((1500, 5)))
+    """Two before components join, and then the more of them the more entries there are."""
     seen, run = [], race.Candidate.run
     monkeypatch.setattr(
         race.Candidate, "run", lambda self, *given: seen.append(given[2]) or run(self, *given)
     )
-    race.run_alone(texts[:1500], short, plenty)
-    assert seen == [most]
+    monkeypatch.setattr(sample.Sampled, "plenty", lambda self, k: plenty)
+    NMF(12, random_state=0, max_iter=1, tol=0).fit(texts)
+    assert seen == [2, most]
 
 
 @pytest.mark.parametrize("layout", ["csr", "csc", "wide", "dask"])

@@ -203,14 +203,19 @@ def _exchanged(team: Team, winner: Candidate, sample: Slab, seed: int) -> list[C
     return _round(team, [wider.narrowed(k)], sample, LAST, LATE)
 
 
-def run_alone(sample: Slab, short: Array, plenty: float) -> Candidate:
-    """A few iterations of one start, on all threads: more where entries are in ``plenty``.
+def count_iterations(plenty: float) -> int:
+    """Of one start alone on a sample: more where it has entries in ``plenty``, up to 1.
 
-    Of few of them many iterations would fit what is there by chance.
+    To few of them many iterations would fit what is there by chance.
     """
+    return max(FEWEST, int(ROUND * plenty))
+
+
+def run_alone(sample: Slab, short: Array, iterations: int) -> Candidate:
+    """A few iterations of one start, on all threads."""
     candidate = Candidate(0, short)
     with Team(CPU_COUNT) as team:
-        return _round(team, [candidate], sample, max(FEWEST, int(ROUND * plenty)), 0.0)[0]
+        return _round(team, [candidate], sample, iterations, 0.0)[0]
 
 
 def _first_round(team: Team, racing: list[Candidate], few: Slab) -> list[Candidate]:

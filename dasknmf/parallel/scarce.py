@@ -20,10 +20,11 @@ from dasknmf.numerics.work import Step
 from dasknmf.parallel import vectors
 from dasknmf.parallel.driver import half_step
 from dasknmf.parallel.executors import Executor
-from dasknmf.parallel.race import Candidate, run_alone
+from dasknmf.parallel.race import Candidate, count_iterations, run_alone
 from dasknmf.parallel.sample import Begun, Sampled
 from dasknmf.parallel.slabs import Slabs
 
+FIRST = 2  # iterations before components join: more bring nothing
 CHOOSING = 1e-4  # of the loss: what rows that choose components may leave to gain
 
 
@@ -63,12 +64,11 @@ def joining(k: int, sampled: Sampled) -> int:
 
 def _widened(sampled: Sampled, k: int, values: Array, right: Array) -> Candidate:
     rows, plenty = sampled.rows, sampled.plenty(k)
-    first = run_alone(rows, vectors.starting(rows, values, right, k), plenty)
-    many = joining(k, sampled)
-    if not many:
-        return first
-    wider = first.widened(rows, many, right[:, values > 0.0])
-    return run_alone(rows, wider.short, plenty)
+    short, many = vectors.starting(rows, values, right, k), joining(k, sampled)
+    if many:
+        first = run_alone(rows, short, FIRST)
+        short = first.widened(rows, many, right[:, values > 0.0]).short
+    return run_alone(rows, short, count_iterations(plenty))
 
 
 def _narrowed(sampled: Sampled, wide: dict[int, Candidate], executor: Executor) -> dict[int, Begun]:

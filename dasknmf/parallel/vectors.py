@@ -17,7 +17,7 @@ from dasknmf.parallel.blas import ensure_one_thread
 from dasknmf.parallel.executors import Executor
 from dasknmf.parallel.team import Team
 
-STEPS = 12  # of power iteration on the sample
+STEPS = 8  # of power iteration on the sample
 PARTS = 2  # of the sample, for as many threads: fixed, so that the bits are
 NOTHING = 1e-14  # length of a vector, in parts of the longest: below, it is rounding
 S = TypeVar("S")
