@@ -73,7 +73,7 @@ def most_useful(rows_gram: Float64, F: Array, k: int) -> list[int]:
     ``rows_gram``: WᵀW; both in any units. Without component j the squared error grows by (WᵀW)_jj
     over the diagonal entry of (FᵀF)⁻¹, as that of a regression without one of its regressors, and
     the others take over what they can of it: where no row of W is at a bound, this is backward
-    elimination. Components that differ by less than 1e-4 of their length count as one.
+    elimination. Components that differ by less than 3e-5 of their length count as one.
     """
     inner = kernels.gram(F * (1.0 / kernels.unit_of(F)))
     length = np.sqrt(np.diag(inner))

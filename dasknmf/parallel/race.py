@@ -206,7 +206,7 @@ def _exchanged(team: Team, winner: Candidate, sample: Slab, seed: int) -> list[C
 def count_iterations(plenty: float) -> int:
     """Of one start alone on a sample: more where it has entries in ``plenty``, up to 1.
 
-    To few of them many iterations would fit what is there by chance.
+    Where they are few, many iterations would fit what is there by chance.
     """
     return max(FEWEST, int(ROUND * plenty))
 

@@ -22,6 +22,8 @@ from dasknmf.parallel.executors import Executor
 from dasknmf.parallel.race import Candidate
 
 ENTRIES = 2  # of a sparse sample of roots, for each of the factor
+STEEPEST, STEEPER = 0.5, 2.0  # what is added to the power of a factor of roots: at most, by density
+FLOOR = 0.1  # of its mean entry, below which none begins: an exact zero could not be left
 MOST_COMPONENTS = 20  # columns for each, at least, where they come from singular vectors
 
 
@@ -85,8 +87,8 @@ class Sampled:
         # Where most of V is zero, its means say how often there is an entry more than how large
         # one is, and so do those of roots. Elsewhere they would be squared, but rows of roots do
         # not add up: of what is a sum in V, components get a mixture.
-        power = 1.0 + min(0.5, 2.0 * self.density)
-        H = np.maximum(H, 0.1 * H.mean()) ** power  # an exact zero could not be left
+        power = 1.0 + min(STEEPEST, STEEPER * self.density)
+        H = np.maximum(H, FLOOR * H.mean()) ** power
         return Begun(H, candidate.relative)
 
 
