@@ -20,6 +20,7 @@ from conftest import planted
 
 import dasknmf
 from dasknmf import NMF, ParameterError, RankStudy, cli
+from dasknmf.checkpointing import CheckpointKeeper
 from dasknmf.parallel import configuration, make_executor
 from dasknmf.parallel.slabs import cut
 
@@ -132,7 +133,14 @@ def test_a_setting_that_makes_no_sense_is_named(setting, given, expected):
         read(setting, *more)
 
 
-def test_a_setting_reaches_the_run(tmp_path, X):
+def test_a_setting_reaches_the_run(tmp_path, X, monkeypatch):
+    boundary = CheckpointKeeper.boundary
+
+    def settled(self, state, *, ended):  # of states that come faster than the disk, one is saved
+        boundary(self, state, ended=ended)
+        self._settle()
+
+    monkeypatch.setattr(CheckpointKeeper, "boundary", settled)
     with dask.config.set({"dasknmf.checkpoint.keep": 0}), pytest.raises(ParameterError):
         fitted(X, checkpoint=tmp_path / "run")
     with dask.config.set({"dasknmf.checkpoint.keep": 4}):
